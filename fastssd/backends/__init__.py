@@ -58,8 +58,9 @@ class Backend(Protocol):
         """boxes [N, 4], keep [N]: indices of boxes with both sides >= min_size, ascending. Returns how many."""
 
     # --- anchors -----------------------------------------------------------------------------------------------
-    def grid_anchors(self, height: int, width: int, shapes: NDArray[np.float64], scale: NDArray[np.float64],
-                     clip: bool, out: Float) -> None:
+    def grid_anchors(
+        self, height: int, width: int, shapes: NDArray[np.float64], scale: NDArray[np.float64], clip: bool, out: Float
+    ) -> None:
         """shapes [K, 2] (width, height) as fractions of the picture, scale [2] the picture's (height, width),
         out [height * width * K, 4] xyxy, cell-major (row, column, shape). Computed in float64, rounded once.
         A cell's centre is ((column + 0.5) / width, (row + 0.5) / height)."""
@@ -81,29 +82,53 @@ class Backend(Protocol):
         """boxes1 [N, 4], boxes2 [N, 4], out [N]."""
 
     # --- matching ----------------------------------------------------------------------------------------------
-    def match_anchors(self, anchors: Float, gt_boxes: Float, offsets: Int, iou_threshold: float,
-                      background_threshold: float, force_match: int, gt_idx: Int, iou: Float) -> None:
+    def match_anchors(
+        self,
+        anchors: Float,
+        gt_boxes: Float,
+        offsets: Int,
+        iou_threshold: float,
+        background_threshold: float,
+        force_match: int,
+        gt_idx: Int,
+        iou: Float,
+    ) -> None:
         """anchors [A, 4]; ragged ground truth: image b owns gt_boxes[offsets[b]:offsets[b + 1]], gt_boxes [S, 4],
         offsets [B + 1]; gt_idx [B, A] (index within the image, -1 background, -2 ignored), iou [B, A]."""
 
-    def assign_targets(self, anchors: Float, gt_boxes: Float, gt_labels: Int, offsets: Int, iou_threshold: float,
-                       background_threshold: float, force_match: int, center_variance: float, size_variance: float,
-                       labels: Int, deltas: Float, gt_idx: Int) -> None:
+    def assign_targets(
+        self,
+        anchors: Float,
+        gt_boxes: Float,
+        gt_labels: Int,
+        offsets: Int,
+        iou_threshold: float,
+        background_threshold: float,
+        force_match: int,
+        center_variance: float,
+        size_variance: float,
+        labels: Int,
+        deltas: Float,
+        gt_idx: Int,
+    ) -> None:
         """``match_anchors`` and ``encode_boxes`` in one pass. gt_labels [S] (>= 1); labels [B, A] (0 background,
         -1 ignored), deltas [B, A, 4] (0 where not positive), gt_idx [B, A]."""
 
     # --- mining ------------------------------------------------------------------------------------------------
-    def mine_hard_negatives(self, loss: Float, positive: Bool, neg_pos_ratio: float, min_negatives: int,
-                            out: Bool) -> None:
+    def mine_hard_negatives(
+        self, loss: Float, positive: Bool, neg_pos_ratio: float, min_negatives: int, out: Bool
+    ) -> None:
         """loss [B, A], positive [B, A], out [B, A]."""
 
     # --- coding ------------------------------------------------------------------------------------------------
-    def encode_boxes(self, boxes: Float, anchors: Float, center_variance: float, size_variance: float,
-                     out: Float) -> None:
+    def encode_boxes(
+        self, boxes: Float, anchors: Float, center_variance: float, size_variance: float, out: Float
+    ) -> None:
         """boxes [B, A, 4], anchors [A, 4], out [B, A, 4]."""
 
-    def decode_boxes(self, deltas: Float, anchors: Float, center_variance: float, size_variance: float,
-                     out: Float) -> None:
+    def decode_boxes(
+        self, deltas: Float, anchors: Float, center_variance: float, size_variance: float, out: Float
+    ) -> None:
         """deltas [B, A, 4], anchors [A, 4], out [B, A, 4]."""
 
     # --- nms ---------------------------------------------------------------------------------------------------
@@ -113,15 +138,39 @@ class Backend(Protocol):
     def batched_nms(self, boxes: Float, scores: Float, idxs: Int, iou_threshold: float, keep: Int) -> int:
         """As ``nms``; boxes suppress each other only where idxs [N] are equal."""
 
-    def soft_nms(self, boxes: Float, scores: Float, method: int, iou_threshold: float, sigma: float,
-                 score_threshold: float, keep: Int, kept_scores: Float) -> int:
+    def soft_nms(
+        self,
+        boxes: Float,
+        scores: Float,
+        method: int,
+        iou_threshold: float,
+        sigma: float,
+        score_threshold: float,
+        keep: Int,
+        kept_scores: Float,
+    ) -> int:
         """boxes [N, 4], scores [N]; keep [N] in order of selection, kept_scores [N] decayed. Returns how many."""
 
     # --- postprocess -------------------------------------------------------------------------------------------
-    def postprocess_detections(self, logits: Float, deltas: Float, anchors: Float, score_threshold: float,
-                               iou_threshold: float, topk: int, clip_height: float, clip_width: float,
-                               activation: int, center_variance: float, size_variance: float, boxes: Float,
-                               scores: Float, labels: Int, anchor_idx: Int, counts: Int) -> None:
+    def postprocess_detections(
+        self,
+        logits: Float,
+        deltas: Float,
+        anchors: Float,
+        score_threshold: float,
+        iou_threshold: float,
+        topk: int,
+        clip_height: float,
+        clip_width: float,
+        activation: int,
+        center_variance: float,
+        size_variance: float,
+        boxes: Float,
+        scores: Float,
+        labels: Int,
+        anchor_idx: Int,
+        counts: Int,
+    ) -> None:
         """logits [B, A, C], deltas [B, A, 4], anchors [A, 4]; clip sizes are infinity where nothing is clipped;
         out boxes [B, K, 4], scores [B, K], labels [B, K], anchor_idx [B, K], counts [B]. Places at and after
         counts[b] hold box 0, score 0, label -1, anchor_idx -1."""
@@ -200,7 +249,8 @@ class use_backend:
     def __enter__(self) -> use_backend:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         global _active
         _active = self._before

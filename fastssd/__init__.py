@@ -1,0 +1,49 @@
+"""fastssd: SSD object detection, complete, on box operators that run at the limit of the CPU.
+
+``fastssd.ops`` holds the operators (NumPy in, NumPy out; torch in, torch out); ``fastssd.TinySSD`` and what belongs to
+training load torch on first use. Importing this package loads NumPy and nothing heavier.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastssd import ops
+from fastssd._config import __version__, set_num_threads, show_config
+from fastssd.backends import use_backend
+
+if TYPE_CHECKING:
+    from fastssd.detection import SSD, Criterion, Preset, TinySSD
+
+# Loaded on first use, because they import torch.
+_LAZY = {
+    "TinySSD": "fastssd.detection",
+    "SSD": "fastssd.detection",
+    "Preset": "fastssd.detection",
+    "Criterion": "fastssd.detection",
+}
+
+__all__ = [
+    "SSD",
+    "Criterion",
+    "Preset",
+    "TinySSD",
+    "__version__",
+    "ops",
+    "set_num_threads",
+    "show_config",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fastssd' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,74 @@
+"""Non-maximum suppression, hard and soft: the definition (docs/contract.md, NMS)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastssd.backends import SOFT_NMS_METHODS, Float, Int
+from fastssd.backends.reference.iou import iou_and_union
+
+
+def usable(boxes: Float, scores: Float) -> Int:
+    """Indices of the boxes that take part: finite, with a score that is not NaN."""
+    return np.flatnonzero(np.isfinite(boxes).all(-1) & ~np.isnan(scores))
+
+
+def keep_best(boxes: Float, scores: Float, iou_threshold: float) -> Int:
+    """Greedy NMS: take the best box, delete what overlaps it too much, repeat."""
+    candidates = usable(boxes, scores)
+    candidates = candidates[np.argsort(-scores[candidates], kind="stable")]
+    kept = []
+    while len(candidates):
+        best, rest = candidates[0], candidates[1:]
+        kept.append(best)
+        overlap = iou_and_union(boxes[best], boxes[rest])[0]
+        candidates = rest[overlap.astype(np.float64) <= iou_threshold]
+    return np.array(kept, np.int64)
+
+
+def nms(boxes: Float, scores: Float, iou_threshold: float, keep: Int) -> int:
+    kept = keep_best(boxes, scores, iou_threshold)
+    keep[: len(kept)] = kept
+    return len(kept)
+
+
+def batched_nms(boxes: Float, scores: Float, idxs: Int, iou_threshold: float, keep: Int) -> int:
+    kept = []
+    for group in np.unique(idxs):
+        members = np.flatnonzero(idxs == group)
+        kept.append(members[keep_best(boxes[members], scores[members], iou_threshold)])
+    indices = np.sort(np.concatenate(kept)) if kept else np.empty(0, np.int64)
+    indices = indices[np.argsort(-scores[indices], kind="stable")]
+    keep[: len(indices)] = indices
+    return len(indices)
+
+
+def soft_nms(
+    boxes: Float,
+    scores: Float,
+    method: int,
+    iou_threshold: float,
+    sigma: float,
+    score_threshold: float,
+    keep: Int,
+    kept_scores: Float,
+) -> int:
+    left = usable(boxes, scores)
+    current = scores[left]
+    count = 0
+    while True:
+        alive = current.astype(np.float64) > score_threshold
+        left, current = left[alive], current[alive]
+        if len(left) == 0:
+            return count
+        best = current.argmax()  # the first of the highest: the lowest index
+        keep[count], kept_scores[count] = left[best], current[best]
+        count += 1
+        iou = iou_and_union(boxes[left[best]], boxes[left])[0]
+        with np.errstate(all="ignore"):
+            if method == SOFT_NMS_METHODS["linear"]:
+                decay = np.where(iou.astype(np.float64) > iou_threshold, 1 - iou, 1).astype(scores.dtype)
+            else:
+                decay = np.exp(-(iou * iou) / scores.dtype.type(sigma))
+            current = current * decay
+        left, current = np.delete(left, best), np.delete(current, best)

@@ -1,0 +1,41 @@
+"""Box operators for detection: NumPy in, NumPy out; torch in, torch out. docs/contract.md says what they promise."""
+
+from fastssd.ops.anchors import grid_anchors
+from fastssd.ops.boxes import box_area, box_convert, clip_boxes_to_image, remove_small_boxes
+from fastssd.ops.coding import decode_boxes, encode_boxes
+from fastssd.ops.iou import (
+    box_iou,
+    complete_box_iou,
+    distance_box_iou,
+    generalized_box_iou,
+    paired_box_iou,
+)
+from fastssd.ops.matching import Matches, Targets, assign_targets, match_anchors
+from fastssd.ops.mining import mine_hard_negatives
+from fastssd.ops.nms import batched_nms, nms, soft_nms
+from fastssd.ops.postprocess import Detections, postprocess_detections
+
+__all__ = [
+    "Detections",
+    "Matches",
+    "Targets",
+    "assign_targets",
+    "batched_nms",
+    "box_area",
+    "box_convert",
+    "box_iou",
+    "clip_boxes_to_image",
+    "complete_box_iou",
+    "decode_boxes",
+    "distance_box_iou",
+    "encode_boxes",
+    "generalized_box_iou",
+    "grid_anchors",
+    "match_anchors",
+    "mine_hard_negatives",
+    "nms",
+    "paired_box_iou",
+    "postprocess_detections",
+    "remove_small_boxes",
+    "soft_nms",
+]

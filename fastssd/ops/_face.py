@@ -1,0 +1,191 @@
+"""What every operator's face does: take arrays or tensors, check them once, and give back what the caller uses.
+
+torch is never imported here: a tensor can only reach us if the caller has imported it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = Any  # a NumPy array, a torch tensor, or what numpy.asarray understands
+
+_EXACT_IN_FLOAT32 = frozenset("bool int8 uint8 int16 uint16 float16 float32".split())
+
+
+def is_tensor(value: object) -> bool:
+    """Whether `value` is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def to_numpy(name: str, value: Array) -> NDArray[Any]:
+    """A NumPy view of `value` (a copy where there is no other way); bfloat16 becomes float32.
+
+    Raises:
+        TypeError: not numeric, or nothing that NumPy can hold as one array.
+    """
+    if type(value) is np.ndarray:
+        array = value
+    elif is_tensor(value):
+        tensor = value.detach().cpu()
+        array = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    else:
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError) as error:
+            raise TypeError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
+    return array
+
+
+def like(example: Array, result: NDArray[Any]) -> Any:
+    """`result` as the kind of array that `example` is: a tensor on its device, or the NumPy array itself."""
+    if not is_tensor(example):
+        return result
+    tensor = sys.modules["torch"].from_numpy(result)
+    return tensor if example.device.type == "cpu" else tensor.to(example.device)
+
+
+def float_dtype(*arrays: NDArray[Any]) -> np.dtype[Any]:
+    """The dtype in which these arrays are computed together (docs/contract.md, Arrays)."""
+    wide = any(array.dtype.name not in _EXACT_IN_FLOAT32 for array in arrays)
+    return np.dtype(np.float64 if wide else np.float32)
+
+
+def promote(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """The arrays in their common float dtype, C-contiguous; copies only what needs it."""
+    dtype = float_dtype(*arrays)
+    return tuple(np.ascontiguousarray(array, dtype) for array in arrays)
+
+
+def check_shape(name: str, array: NDArray[Any], shape: Sequence[int | str]) -> None:
+    """Raise unless `array` has this shape. A letter fits any length; ``"..."`` in front fits leading dimensions."""
+    fixed = shape[1:] if shape[0] == "..." else shape
+    dims = array.shape[-len(fixed) :] if shape[0] == "..." else array.shape
+    if len(dims) != len(fixed) or any(
+        isinstance(want, int) and got != want for got, want in zip(dims, fixed, strict=True)
+    ):
+        text = ", ".join(str(dim) for dim in shape)
+        raise ValueError(f"{name}: expected shape [{text}], got {list(array.shape)}")
+
+
+def check_length(name: str, array: NDArray[Any], other: str, length: int) -> None:
+    """Raise unless the first dimension of `array` is `length`, the number of `other`."""
+    if len(array) != length:
+        raise ValueError(f"{name}: expected one entry for each of the {length} {other}, got {len(array)}")
+
+
+def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """`value` as a float in [low, high].
+
+    Raises:
+        TypeError: not a number.
+        ValueError: NaN or out of range.
+    """
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+    if not low <= result <= high:
+        raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}")
+    return result
+
+
+def fraction(name: str, value: Any) -> float:
+    """`value` as a float in [0, 1]."""
+    return number(name, value, 0.0, 1.0)
+
+
+def count(name: str, value: Any, low: int = 0) -> int:
+    """`value` as an int of at least `low`."""
+    try:
+        result = value.__index__()
+    except AttributeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    if result < low:
+        raise ValueError(f"{name}: expected an integer of at least {low}, got {result}")
+    return int(result)
+
+
+def choice(name: str, value: Any, options: dict[str, int]) -> int:
+    """The code of the option called `value`."""
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, options))}, got {value!r}")
+    return options[value]
+
+
+def integers(name: str, array: NDArray[Any]) -> NDArray[np.int64]:
+    """`array` as C-contiguous int64.
+
+    Raises:
+        TypeError: floats; a silent truncation would be a wrong answer.
+    """
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def check_rows(name: str, bad: NDArray[np.bool_], rows: NDArray[Any], what: str) -> None:
+    """Raise if any entry of `bad` is set, naming the first row that is."""
+    if bad.any():
+        index = np.unravel_index(int(bad.argmax()), bad.shape)
+        place = ", ".join(str(int(i)) for i in index)
+        raise ValueError(f"{name}[{place}] {what}: {rows[index].tolist()}")
+
+
+def check_finite(name: str, rows: NDArray[Any]) -> None:
+    """Raise if a number in the last dimension of `rows` is NaN or infinite, naming the row."""
+    finite = np.isfinite(rows)
+    if not finite.all():
+        check_rows(name, ~finite.all(-1), rows, "is not finite")
+
+
+def check_extent(name: str, boxes: NDArray[Any]) -> None:
+    """Raise if a box has no positive width or height, naming it."""
+    check_rows(
+        name, ~((boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])), boxes, "has no positive extent"
+    )
+
+
+def check_variances(variances: Any) -> tuple[float, float]:
+    """The coder's (center, size) variances, both positive and finite."""
+    try:
+        center, size = variances
+    except (TypeError, ValueError):
+        raise ValueError(f"variances: expected two numbers (center, size), got {variances!r}") from None
+    tiny, huge = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    return number("variances[0]", center, tiny, huge), number("variances[1]", size, tiny, huge)
+
+
+def wants_gradient(*arrays: Array) -> bool:
+    """Whether a torch tensor among `arrays` asks for a gradient."""
+    if "torch" not in sys.modules or not any(is_tensor(array) and array.requires_grad for array in arrays):
+        return False
+    from fastssd.ops import _gradient
+
+    return _gradient.wanted(*arrays)
+
+
+def differentiable(kernel: Callable[..., Any], formula: Callable[..., Any], *arrays: Array) -> Any:
+    """``kernel(*arrays)``; where a gradient is wanted, with the derivative of the torch formula."""
+    if not wants_gradient(*arrays):
+        return kernel(*arrays)
+    from fastssd.ops import _gradient
+
+    return _gradient.differentiable(kernel, formula, *arrays)
+
+
+def without_gradient(name: str, result: Any, *arrays: Array) -> Any:
+    """`result`; a backward pass through it raises instead of giving a silent None."""
+    if not wants_gradient(*arrays):
+        return result
+    from fastssd.ops import _gradient
+
+    return _gradient.refuse(name, result, *arrays)

@@ -1,0 +1,214 @@
+"""Anchor matching: which anchor is responsible for which ground truth, alone or together with the targets."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastssd.backends import FORCE_MATCH, Int, active_backend
+from fastssd.ops import _face as face
+from fastssd.ops._face import Array
+from fastssd.ops.coding import check_codable
+
+
+class Matches(NamedTuple):
+    """What :func:`match_anchors` returns."""
+
+    gt_idx: Any
+    """int64 [A] or [B, A]: >= 0 the ground truth that the anchor is positive for, -1 background, -2 ignored."""
+    iou: Any
+    """float [A] or [B, A]: IoU with that ground truth, else with the best one, 0 where there is none."""
+
+
+class Targets(NamedTuple):
+    """What :func:`assign_targets` returns."""
+
+    labels: Any
+    """int64 [A] or [B, A]: the label of the matched ground truth, 0 background, -1 ignored."""
+    deltas: Any
+    """float [A, 4] or [B, A, 4]: the matched ground truth encoded against the anchor, 0 where not positive."""
+    gt_idx: Any
+    """int64 [A] or [B, A]: as in :class:`Matches`."""
+
+
+def match_anchors(
+    anchors: Array,
+    gt_boxes: Array,
+    *,
+    iou_threshold: float = 0.5,
+    background_threshold: float | None = None,
+    force_match: str = "bipartite",
+    gt_counts: Array | None = None,
+) -> Matches:
+    """Decide for each anchor whether it is positive, and for which ground truth.
+
+    Args:
+        anchors: [A, 4] xyxy.
+        gt_boxes: xyxy in the anchors' unit; for one picture [G, 4]; for a batch a list of B arrays [G_i, 4], or [B, G, 4] padded.
+        iou_threshold: an anchor is positive where its best IoU reaches this.
+        background_threshold: an anchor is background where its best IoU is under this, and ignored between the two; default the same.
+        force_match: how a ground truth claims anchors beyond the threshold: ``"bipartite"`` (SSD paper: each owns one),
+            ``"best"`` (torchvision), ``"low_quality"`` (detectron2) or ``"none"``. docs/contract.md, Matching.
+        gt_counts: int [B], how many rows of a padded `gt_boxes` are real; default all.
+
+    Returns:
+        :class:`Matches`, [A] for one picture and [B, A] for a batch.
+
+    Raises:
+        TypeError, ValueError: wrong shapes, thresholds or option; an anchor or a ground truth that is not finite.
+
+    Source:
+        SSD, arXiv:1512.02325, section 2.2, "Matching strategy".
+    """
+    thresholds = _thresholds(iou_threshold, background_threshold)
+    force = face.choice("force_match", force_match, FORCE_MATCH)
+    truth = _GroundTruth(anchors, gt_boxes, gt_counts)
+    gt_idx = np.empty((truth.batch, len(truth.anchors)), np.int64)
+    iou = np.empty(gt_idx.shape, truth.anchors.dtype)
+    active_backend().match_anchors(truth.anchors, truth.boxes, truth.offsets, *thresholds, force, gt_idx, iou)
+    tracked = (anchors, *truth.given)
+    return Matches(truth.give(gt_idx), face.without_gradient("match_anchors", truth.give(iou), *tracked))
+
+
+def assign_targets(
+    anchors: Array,
+    gt_boxes: Array,
+    gt_labels: Array,
+    *,
+    iou_threshold: float = 0.5,
+    background_threshold: float | None = None,
+    force_match: str = "bipartite",
+    gt_counts: Array | None = None,
+    variances: tuple[float, float] = (0.1, 0.2),
+) -> Targets:
+    """Match a whole batch and encode what was matched, in one pass: all that a loss needs of the ground truth.
+
+    Args:
+        anchors, gt_boxes, iou_threshold, background_threshold, force_match, gt_counts: as in :func:`match_anchors`.
+        gt_labels: integers >= 1 (0 is background), in the form of `gt_boxes`: [G], a list of [G_i], or [B, G].
+        variances: as in :func:`~fastssd.ops.encode_boxes`.
+
+    Returns:
+        :class:`Targets`, [A, ...] for one picture and [B, A, ...] for a batch.
+
+    Raises:
+        TypeError, ValueError: as :func:`match_anchors`; also a label under 1, and an anchor or ground truth without positive extent.
+
+    Source:
+        SSD, arXiv:1512.02325, section 2.2.
+    """
+    thresholds = _thresholds(iou_threshold, background_threshold)
+    force = face.choice("force_match", force_match, FORCE_MATCH)
+    center, size = face.check_variances(variances)
+    truth = _GroundTruth(anchors, gt_boxes, gt_counts)
+    flat_labels = truth.labels(gt_labels)
+    check_codable("anchors", truth.anchors)
+    truth.check_extent()
+    gt_idx = np.empty((truth.batch, len(truth.anchors)), np.int64)
+    labels = np.empty(gt_idx.shape, np.int64)
+    deltas = np.empty((*gt_idx.shape, 4), truth.anchors.dtype)
+    active_backend().assign_targets(
+        truth.anchors, truth.boxes, flat_labels, truth.offsets, *thresholds, force, center, size, labels, deltas, gt_idx
+    )
+    tracked = (anchors, *truth.given)
+    return Targets(
+        truth.give(labels), face.without_gradient("assign_targets", truth.give(deltas), *tracked), truth.give(gt_idx)
+    )
+
+
+def _thresholds(iou_threshold: Any, background_threshold: Any) -> tuple[float, float]:
+    high = face.fraction("iou_threshold", iou_threshold)
+    low = high if background_threshold is None else face.fraction("background_threshold", background_threshold)
+    if low > high:
+        raise ValueError(f"background_threshold: expected at most iou_threshold {high:g}, got {low:g}")
+    return high, low
+
+
+class _GroundTruth:
+    """Anchors and the ground truth of a batch, checked, promoted and laid flat with offsets."""
+
+    def __init__(self, anchors: Array, gt_boxes: Array, gt_counts: Array | None) -> None:
+        priors = face.to_numpy("anchors", anchors)
+        face.check_shape("anchors", priors, ("A", 4))
+        self.like = anchors
+        self.one = False
+        self.listed = isinstance(gt_boxes, list | tuple)
+        self.given: tuple[Array, ...] = tuple(gt_boxes) if self.listed else (gt_boxes,)
+        if self.listed:
+            if gt_counts is not None:
+                raise ValueError("gt_counts: only for padded gt_boxes; a list of arrays has its lengths already")
+            images = [self._image(f"gt_boxes[{i}]", boxes) for i, boxes in enumerate(gt_boxes)]
+            self.sizes = [len(boxes) for boxes in images]
+        else:
+            array = face.to_numpy("gt_boxes", gt_boxes)
+            self.one = array.ndim == 2
+            if self.one:
+                face.check_shape("gt_boxes", array, ("G", 4))
+                if gt_counts is not None:
+                    raise ValueError("gt_counts: only for padded gt_boxes of shape [B, G, 4]")
+                images, self.sizes = [array], [len(array)]
+            else:
+                face.check_shape("gt_boxes", array, ("B", "G", 4))
+                self.sizes = self._counts(gt_counts, array.shape)
+                images = [boxes[:size] for boxes, size in zip(array, self.sizes, strict=True)]
+        self.batch = len(self.sizes)
+        self.offsets: Int = np.zeros(self.batch + 1, np.int64)
+        np.cumsum(self.sizes, out=self.offsets[1:])
+        flat = np.concatenate(images) if images else np.empty((0, 4), priors.dtype)
+        self.anchors, self.boxes = face.promote(priors, flat)
+        face.check_finite("anchors", self.anchors)
+        self._check(~np.isfinite(self.boxes).all(-1), "is not finite")
+
+    @staticmethod
+    def _image(name: str, boxes: Array) -> NDArray[Any]:
+        array = face.to_numpy(name, boxes)
+        if array.size == 0 and array.ndim == 1:  # torch.tensor([]): a picture without boxes
+            array = array.reshape(0, 4)
+        face.check_shape(name, array, ("G", 4))
+        return array
+
+    @staticmethod
+    def _counts(gt_counts: Array | None, shape: tuple[int, ...]) -> list[int]:
+        if gt_counts is None:
+            return [shape[1]] * shape[0]
+        counts = face.integers("gt_counts", face.to_numpy("gt_counts", gt_counts))
+        face.check_shape("gt_counts", counts, (shape[0],))
+        if ((counts < 0) | (counts > shape[1])).any():
+            raise ValueError(f"gt_counts: expected numbers in [0, {shape[1]}], got {counts.tolist()}")
+        return [int(size) for size in counts]
+
+    def labels(self, gt_labels: Array) -> Int:
+        """The labels laid flat as the boxes are."""
+        if self.listed != isinstance(gt_labels, list | tuple) or (self.listed and len(gt_labels) != self.batch):
+            raise ValueError("gt_labels: expected the same form and length as gt_boxes")
+        if self.listed:
+            arrays = [face.to_numpy(f"gt_labels[{i}]", labels) for i, labels in enumerate(gt_labels)]
+        else:
+            array = face.to_numpy("gt_labels", gt_labels)
+            face.check_shape("gt_labels", array, ("G",) if self.one else (self.batch, "G"))
+            arrays = [array] if self.one else [row[:size] for row, size in zip(array, self.sizes, strict=True)]
+        for i, (array, size) in enumerate(zip(arrays, self.sizes, strict=True)):
+            name = "gt_labels" if self.one else f"gt_labels[{i}]"
+            if array.shape != (size,):
+                raise ValueError(f"{name}: expected shape [{size}], one label for each box, got {list(array.shape)}")
+        flat = np.concatenate([face.integers("gt_labels", array) for array in arrays] or [np.empty(0, np.int64)])
+        self._check(flat < 1, "has a label under 1 (0 is background)")
+        return flat
+
+    def check_extent(self) -> None:
+        """Raise unless every ground truth has positive extent."""
+        boxes = self.boxes
+        self._check(~((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])), "has no positive extent")
+
+    def _check(self, bad: NDArray[np.bool_], what: str) -> None:
+        if bad.any():
+            row = int(bad.argmax())
+            image = int(np.searchsorted(self.offsets, row, side="right")) - 1
+            place = f"{row - self.offsets[image]}" if self.one else f"{image}][{row - self.offsets[image]}"
+            raise ValueError(f"gt_boxes[{place}] {what}: {self.boxes[row].tolist()}")
+
+    def give(self, array: NDArray[Any]) -> Any:
+        """A result as the caller's kind of array, without the batch dimension where there was none."""
+        return face.like(self.like, array[0] if self.one else array)
