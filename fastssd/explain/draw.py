@@ -72,7 +72,7 @@ def draw_detections(
         labels: [K], 1-based index into `class_names` (0 is the network's background). None: no class in the tags.
         scores: [K] in [0, 1], or None: no score in the tags.
         class_names: names of the classes 1, 2, ...; where there is none for a label the tag reads ``class 7``.
-        min_size: enlarge a picture whose longer side is shorter than this many pixels (tags of a small one are hard to read).
+        min_size: enlarge a picture whose longer side has fewer pixels (a small one has no room for tags).
 
     Raises:
         ValueError: a shape, length or dtype is not the one stated here.

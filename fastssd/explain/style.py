@@ -6,6 +6,20 @@ colour deficiencies tell apart.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+TITLE_SIZE, TEXT_SIZE, TAG_SIZE = 11, 9, 8  # points
+
 ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#e69f00",
     "#56b4e9",
@@ -15,7 +29,7 @@ ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#d55e00",
     "#cc79a7",
 )
-INK, SOFT_INK, RULE, PAPER = "#16191d", "#5c646e", "#c9ced4", "#ffffff"
+INK, SOFT_INK, FAINT, RULE, GONE, PAPER = "#16191d", "#5c646e", "#9aa3ad", "#d5dae0", "#f3f5f7", "#ffffff"
 
 _CLASS_COLORS = (ORANGE, BLUE, PURPLE, GREEN, VERMILLION, SKY, YELLOW)
 
@@ -49,3 +63,127 @@ def _mix(color: str, other: str, share: float) -> str:
 def _luminance(color: str) -> float:
     linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in _channels(color)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty matplotlib figure of this size in inches, outside of pyplot's state.
+
+    Raises:
+        ImportError: matplotlib is missing (``pip install 'fastssd[viz]'``).
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib; install it with: pip install 'fastssd[viz]'") from error
+    return Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure as PNG; the same figure gives the same bytes."""
+    figure.savefig(path, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
+
+
+def panels(
+    count: int, *, panel: tuple[float, float], note_lines: int = 1, columns: int = 3
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels of (width, height) inches, row by row, each with room for a title and its notes above."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    gap, margin, head = 0.22, 0.12, 0.36 + 0.18 * note_lines
+    width = columns * panel[0] + (columns - 1) * gap + 2 * margin
+    height = rows * (panel[1] + head) + (rows - 1) * gap + 2 * margin
+    figure = new_figure(width, height)
+    axes = []
+    for place in range(count):
+        row, column = divmod(place, columns)
+        left = margin + column * (panel[0] + gap)
+        top = margin + row * (panel[1] + head + gap) + head
+        axes.append(figure.add_axes((left / width, 1 - (top + panel[1]) / height, panel[0] / width, panel[1] / height)))
+    return figure, axes
+
+
+def bare(axes: Axes, title: str = "", note: str = "") -> None:
+    """Axes without ticks or frame, with a title and a softer line under it at the upper left."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_frame_on(False)
+    lines = note.count("\n") + 1 if note else 0
+    axes.set_title(title, loc="left", fontsize=TITLE_SIZE, fontweight="bold", color=INK, pad=8 + 12 * lines)
+    if note:
+        axes.annotate(
+            note,
+            (0, 1),
+            xytext=(0, 6),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=TEXT_SIZE,
+            color=SOFT_INK,
+            va="bottom",
+            linespacing=1.3,
+        )
+
+
+def draw_box(
+    axes: Axes,
+    box: Sequence[float],
+    color: str,
+    *,
+    width: float = 2.0,
+    dashed: bool = False,
+    fill: float = 0.0,
+    edge: str | None = None,
+    order: float = 2,
+) -> None:
+    """One xyxy box on matplotlib axes; `fill` is the opacity of its inside, `edge` the colour of a thin line around it."""
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import Normal, Stroke
+
+    x1, y1, x2, y2 = (float(v) for v in box)
+    patch = Rectangle(
+        (x1, y1),
+        x2 - x1,
+        y2 - y1,
+        edgecolor=color,
+        facecolor=to_rgba(color, fill) if fill else "none",
+        linewidth=width,
+        linestyle=(0, (3.5, 1.8)) if dashed else "solid",
+        joinstyle="miter",
+        zorder=order,
+    )
+    if edge is not None:
+        patch.set_path_effects([Stroke(linewidth=width + 1.6, foreground=edge), Normal()])
+    axes.add_patch(patch)
+
+
+def draw_label(axes: Axes, x: float, y: float, text: str, color: str, *, align: str = "left") -> None:
+    """A small filled tag whose lower corner on the side `align` is at (x, y), in the axes' units."""
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(0, 0),
+        textcoords="offset points",
+        fontsize=TAG_SIZE,
+        fontweight="bold",
+        color=text_color(color),
+        ha=align,
+        va="center",
+        zorder=10,
+        bbox={"boxstyle": "square,pad=0.25", "facecolor": color, "edgecolor": PAPER, "linewidth": 0.8},
+    )
+
+
+def draw_picture(axes: Axes, image: NDArray[np.uint8], *, faded: bool = False) -> None:
+    """A picture, uint8 [H, W, 3], in pixel coordinates; faded where lines on it matter more."""
+    height, width = image.shape[:2]
+    axes.imshow(image, extent=(0, width, height, 0), alpha=0.35 if faded else 1)
+    axes.set_aspect("equal", anchor="NW")
+
+
+def draw_grid(axes: Axes, rows: int, columns: int, size: tuple[int, int]) -> None:
+    """The borders of a feature map's cells on a picture of (height, width) `size`."""
+    height, width = size
+    for x in np.linspace(0, width, columns + 1):
+        axes.plot([x, x], [0, height], color=SOFT_INK, linewidth=0.25)
+    for y in np.linspace(0, height, rows + 1):
+        axes.plot([0, width], [y, y], color=SOFT_INK, linewidth=0.25)
