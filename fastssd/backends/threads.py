@@ -1,4 +1,4 @@
-"""How many threads the compiled kernels use: the choice, else the environment, else torch's number, else the processors."""
+"""How many threads the compiled kernels use: a choice, else the environment, else torch's number, else the CPUs."""
 
 from __future__ import annotations
 

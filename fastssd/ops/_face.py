@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Array = Any  # a NumPy array, a torch tensor, or what numpy.asarray understands
 
-_EXACT_IN_FLOAT32 = frozenset("bool int8 uint8 int16 uint16 float16 float32".split())
+_EXACT_IN_FLOAT32 = frozenset({"bool", "int8", "uint8", "int16", "uint16", "float16", "float32"})
 
 
 def is_tensor(value: object) -> bool:
@@ -160,7 +160,7 @@ def check_variances(variances: Any) -> tuple[float, float]:
         center, size = variances
     except (TypeError, ValueError):
         raise ValueError(f"variances: expected two numbers (center, size), got {variances!r}") from None
-    tiny, huge = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    tiny, huge = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
     return number("variances[0]", center, tiny, huge), number("variances[1]", size, tiny, huge)
 
 

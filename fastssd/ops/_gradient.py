@@ -6,7 +6,7 @@ Imported only when a tensor that requires a gradient reaches an operator, so tor
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -65,4 +65,4 @@ def refuse(name: str, result: Any, *arrays: Any) -> Any:
     """`result`, from which a backward pass raises an error that names the operator."""
     if not isinstance(result, torch.Tensor) or not wanted(*arrays):
         return result
-    return cast(torch.Tensor, _NoGradient.apply(name, [result], *_tracked(arrays)))
+    return _NoGradient.apply(name, [result], *_tracked(arrays))

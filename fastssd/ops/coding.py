@@ -59,7 +59,8 @@ def decode_boxes(deltas: Array, anchors: Array, *, variances: tuple[float, float
         variances: (center, size) as they were encoded.
 
     Returns:
-        [..., A, 4] xyxy in the anchors' unit, float32 or float64; not finite where a delta overflows. Differentiable for torch.
+        [..., A, 4] xyxy in the anchors' unit, float32 or float64; not finite where a delta overflows. Differentiable
+        for torch.
 
     Raises:
         TypeError, ValueError: wrong shapes or variances.

@@ -62,7 +62,8 @@ def distance_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) 
 def complete_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) -> Any:
     """Complete IoU: distance IoU minus a term for the difference of the aspect ratios.
 
-    Arguments, errors and shapes as in :func:`box_iou`; values in (-2, 1], and -1 for non-finite boxes. In the gradient the weight of
+    Arguments, errors and shapes as in :func:`box_iou`; values in (-2, 1], and -1 for non-finite boxes. In the
+    gradient the weight of
     the aspect term is a constant, as in the paper.
 
     Source:

@@ -46,9 +46,11 @@ def match_anchors(
 
     Args:
         anchors: [A, 4] xyxy.
-        gt_boxes: xyxy in the anchors' unit; for one picture [G, 4]; for a batch a list of B arrays [G_i, 4], or [B, G, 4] padded.
+        gt_boxes: xyxy in the anchors' unit; for one picture [G, 4]; for a batch a list of B arrays [G_i, 4], or [B,
+            G, 4] padded.
         iou_threshold: an anchor is positive where its best IoU reaches this.
-        background_threshold: an anchor is background where its best IoU is under this, and ignored between the two; default the same.
+        background_threshold: an anchor is background where its best IoU is under this, and ignored between the two;
+            default the same.
         force_match: how a ground truth claims anchors beyond the threshold: ``"bipartite"`` (SSD paper: each owns one),
             ``"best"`` (torchvision), ``"low_quality"`` (detectron2) or ``"none"``. docs/contract.md, Matching.
         gt_counts: int [B], how many rows of a padded `gt_boxes` are real; default all.
@@ -94,7 +96,8 @@ def assign_targets(
         :class:`Targets`, [A, ...] for one picture and [B, A, ...] for a batch.
 
     Raises:
-        TypeError, ValueError: as :func:`match_anchors`; also a label under 1, and an anchor or ground truth without positive extent.
+        TypeError, ValueError: as :func:`match_anchors`; also a label under 1, and an anchor or ground truth without
+            positive extent.
 
     Source:
         SSD, arXiv:1512.02325, section 2.2.

@@ -21,7 +21,8 @@ def nms(boxes: Array, scores: Array, iou_threshold: float, *, nonfinite: str = "
         boxes: [N, 4] xyxy.
         scores: [N].
         iou_threshold: a box is deleted where its IoU with a kept one is greater than this; in [0, 1].
-        nonfinite: ``"drop"``: a box that is not finite or has a NaN score is never returned and suppresses nothing; ``"raise"``: it is an error.
+        nonfinite: ``"drop"``: a box that is not finite or has a NaN score is never returned and suppresses nothing;
+            ``"raise"``: it is an error.
 
     Returns:
         int64 [K]: indices of the kept boxes by falling score, equal scores by index.
@@ -53,7 +54,8 @@ def batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float, 
         TypeError, ValueError: wrong shapes, lengths or threshold.
 
     Source:
-        ``torchvision.ops.batched_nms``; per group whatever the coordinates, where torchvision shifts groups apart and loses bits by it.
+        ``torchvision.ops.batched_nms``; per group whatever the coordinates, where torchvision shifts groups apart and
+        loses bits by it.
     """
     flat, values = _boxes_and_scores(boxes, scores, nonfinite)
     groups = face.to_numpy("idxs", idxs)
@@ -79,7 +81,8 @@ def soft_nms(
 
     Args:
         boxes, scores, nonfinite: as in :func:`nms`.
-        method: ``"linear"``: scores are multiplied by ``1 - iou`` where ``iou > iou_threshold``; ``"gaussian"``: by ``exp(-iou**2 / sigma)``.
+        method: ``"linear"``: scores are multiplied by ``1 - iou`` where ``iou > iou_threshold``; ``"gaussian"``: by
+            ``exp(-iou**2 / sigma)``.
         iou_threshold: in [0, 1], for ``"linear"``.
         sigma: > 0, for ``"gaussian"``.
         score_threshold: a box leaves once its score is not greater than this.

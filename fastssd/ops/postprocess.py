@@ -105,7 +105,7 @@ def postprocess_detections(
         size,
         *out,
     )
-    found = Detections(*(face.like(logits, array[0] if one else array) for array in out))
+    found = Detections(*(face.like(logits, array.reshape(array.shape[1:]) if one else array) for array in out))
     return found._replace(
         boxes=face.without_gradient("postprocess_detections", found.boxes, logits, deltas, anchors),
         scores=face.without_gradient("postprocess_detections", found.scores, logits, deltas, anchors),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from fastssd.backends import FORCE_MATCH, Float, Int
@@ -35,12 +37,13 @@ def match_one(
     elif force_match == FORCE_MATCH["bipartite"]:
         free = quality.copy()
         for _ in range(min(num_anchors, num_gt)):
-            anchor, gt = np.unravel_index(free.argmax(), free.shape)  # the first of the largest: lowest anchor, then gt
+            # The first of the largest: the lowest anchor, then the lowest ground truth.
+            anchor, gt = divmod(int(free.argmax()), num_gt)
             gt_idx[anchor], iou[anchor] = gt, quality[anchor, gt]
             free[anchor, :] = -1
             free[:, gt] = -1
     elif force_match == FORCE_MATCH["best"]:
-        for gt, anchor in enumerate(quality.argmax(axis=0)):
+        for gt, anchor in enumerate(quality.argmax(axis=0).tolist()):
             gt_idx[anchor], iou[anchor] = gt, quality[anchor, gt]
     elif force_match == FORCE_MATCH["low_quality"]:
         claimed = (quality == quality.max(axis=0)).any(axis=1)
@@ -58,7 +61,7 @@ def match_anchors(
     gt_idx: Int,
     iou: Float,
 ) -> None:
-    for image, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for image, (start, stop) in enumerate(pairwise(offsets)):
         gt_idx[image], iou[image] = match_one(
             anchors, gt_boxes[start:stop], iou_threshold, background_threshold, force_match
         )
@@ -78,7 +81,7 @@ def assign_targets(
     deltas: Float,
     gt_idx: Int,
 ) -> None:
-    for image, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for image, (start, stop) in enumerate(pairwise(offsets)):
         match, _ = match_one(anchors, gt_boxes[start:stop], iou_threshold, background_threshold, force_match)
         positive = match >= 0
         gt_idx[image] = match

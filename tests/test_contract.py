@@ -1,0 +1,298 @@
+"""What docs/contract.md promises of the faces, by its headings. Backends are compared in test_ops.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastssd import ops
+from tests.cases import random_boxes, strided
+
+RNG = np.random.default_rng(0)
+BOXES, OTHERS, SCORES = random_boxes(RNG, 12), random_boxes(RNG, 5), RNG.random(12)
+LOGITS, DELTAS = RNG.normal(size=(2, 12, 4)), RNG.normal(size=(2, 12, 4))
+
+# Every operator with arguments that work: (arrays, what else it takes).
+CALLS = {
+    "box_area": ((BOXES,), {}),
+    "box_convert": ((BOXES,), {"in_fmt": "xyxy", "out_fmt": "cxcywh"}),
+    "clip_boxes_to_image": ((BOXES,), {"size": (50, 60)}),
+    "remove_small_boxes": ((BOXES,), {"min_size": 3}),
+    "box_iou": ((BOXES, OTHERS), {}),
+    "generalized_box_iou": ((BOXES, OTHERS), {}),
+    "distance_box_iou": ((BOXES, OTHERS), {}),
+    "complete_box_iou": ((BOXES, OTHERS), {}),
+    "paired_box_iou": ((BOXES, BOXES[::-1]), {}),
+    "match_anchors": ((BOXES, OTHERS), {}),
+    "assign_targets": ((BOXES, OTHERS, np.ones(5, np.int64)), {}),
+    "mine_hard_negatives": ((SCORES, SCORES > 0.9), {}),
+    "encode_boxes": ((BOXES, BOXES[::-1]), {}),
+    "decode_boxes": ((DELTAS, BOXES), {}),
+    "nms": ((BOXES, SCORES), {"iou_threshold": 0.3}),
+    "batched_nms": ((BOXES, SCORES, np.arange(12) % 2), {"iou_threshold": 0.3}),
+    "soft_nms": ((BOXES, SCORES), {}),
+    "postprocess_detections": ((LOGITS, DELTAS, BOXES), {"max_detections": 9}),
+}
+
+
+def outputs(result):
+    return tuple(result) if isinstance(result, tuple) else (result,)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_arrays_torch_in_torch_out_and_inputs_untouched(name):
+    arrays, options = CALLS[name]
+    function = getattr(ops, name)
+    ref = outputs(function(*arrays, **options))
+    before = [array.copy() for array in arrays]
+    tensors = [torch.from_numpy(array.copy()) for array in arrays]
+    comp = outputs(function(*tensors, **options))
+    assert all(isinstance(value, np.ndarray) for value in ref)
+    assert all(isinstance(value, torch.Tensor) for value in comp)
+    for r, c in zip(ref, comp, strict=True):
+        np.testing.assert_array_equal(r, c.numpy())
+    for array, tensor, copy in zip(arrays, tensors, before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+        np.testing.assert_array_equal(tensor.numpy(), copy)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_arrays_read_only_and_non_contiguous_inputs(name):
+    arrays, options = CALLS[name]
+    function = getattr(ops, name)
+    views = [strided(array) for array in arrays]
+    for view in views:
+        view.flags.writeable = False
+    for r, c in zip(outputs(function(*arrays, **options)), outputs(function(*views, **options)), strict=True):
+        np.testing.assert_array_equal(r, c)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("float16", "float32"), ("bfloat16", "float32"), ("uint8", "float32"), ("int16", "float32"), ("int64", "float64")],
+)
+def test_arrays_promotion_before_arithmetic(dtype, expected):
+    boxes = torch.tensor([[0, 0, 200, 200], [100, 100, 250, 250]]).to(getattr(torch, dtype))
+    comp = ops.box_iou(boxes, boxes)
+    assert comp.dtype == getattr(torch, expected)
+    torch.testing.assert_close(comp[0, 1].item(), 10000 / (40000 + 22500 - 10000))
+
+
+NAN_BOXES = np.where(np.arange(48).reshape(12, 4) == 5, np.nan, BOXES)
+FLAT_BOXES = np.where(np.arange(12)[:, None] == 3, [1, 1, 1, 5], BOXES)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "named"),
+    [
+        (lambda: ops.nms(BOXES[:, :3], SCORES, 0.5), ValueError, "boxes"),
+        (lambda: ops.nms(BOXES[0], SCORES, 0.5), ValueError, "boxes"),
+        (lambda: ops.nms(BOXES, SCORES[:5], 0.5), ValueError, "scores"),
+        (lambda: ops.nms(BOXES, SCORES, 1.5), ValueError, "iou_threshold"),
+        (lambda: ops.nms(BOXES, SCORES, float("nan")), ValueError, "iou_threshold"),
+        (lambda: ops.nms(BOXES, SCORES, "0.5 or so"), TypeError, "iou_threshold"),
+        (lambda: ops.nms(BOXES + 1j, SCORES, 0.5), TypeError, "boxes"),
+        (lambda: ops.nms([["a"] * 4], [1.0], 0.5), TypeError, "boxes"),
+        (lambda: ops.nms([[1, 2, 3, 4], [1]], [1.0], 0.5), TypeError, "boxes"),
+        (lambda: ops.nms(NAN_BOXES, SCORES, 0.5, nonfinite="raise"), ValueError, r"boxes\[1\]"),
+        (
+            lambda: ops.nms(BOXES, np.where(SCORES[4] == SCORES, np.nan, SCORES), 0.5, nonfinite="raise"),
+            ValueError,
+            "4",
+        ),
+        (lambda: ops.nms(BOXES, SCORES, 0.5, nonfinite="maybe"), ValueError, "nonfinite"),
+        (lambda: ops.batched_nms(BOXES, SCORES, SCORES, 0.5), TypeError, "idxs"),
+        (lambda: ops.batched_nms(BOXES, SCORES, np.arange(3), 0.5), ValueError, "idxs"),
+        (lambda: ops.soft_nms(BOXES, SCORES, method="hard"), ValueError, "method"),
+        (lambda: ops.soft_nms(BOXES, SCORES, sigma=0), ValueError, "sigma"),
+        (lambda: ops.box_iou(BOXES, OTHERS, out=np.empty((12, 5), np.float32)), ValueError, "out"),
+        (lambda: ops.box_iou(BOXES, OTHERS, out=np.empty((5, 12)).T), ValueError, "out"),
+        (lambda: ops.box_iou(np.stack([BOXES] * 2), np.stack([BOXES] * 3)), ValueError, "boxes2"),
+        (lambda: ops.paired_box_iou(BOXES, OTHERS), ValueError, "boxes2"),
+        (lambda: ops.box_convert(BOXES, "xyxy", "xxyy"), ValueError, "out_fmt"),
+        (lambda: ops.clip_boxes_to_image(BOXES, 5), ValueError, "size"),
+        (lambda: ops.clip_boxes_to_image(BOXES, (5, -1)), ValueError, "size"),
+        (lambda: ops.remove_small_boxes(BOXES, float("nan")), ValueError, "min_size"),
+        (lambda: ops.grid_anchors([4, 2], [[0.1]]), ValueError, "scales"),
+        (lambda: ops.grid_anchors([4], [[0.1, -1]]), ValueError, "scales"),
+        (lambda: ops.grid_anchors([2.5], [[0.1]]), TypeError, "grid_sizes"),
+        (lambda: ops.grid_anchors([4], [[0.1]], dtype=np.int32), TypeError, "dtype"),
+        (lambda: ops.match_anchors(BOXES, NAN_BOXES), ValueError, r"gt_boxes\[1\]"),
+        (lambda: ops.match_anchors(BOXES, [BOXES, BOXES[:0], NAN_BOXES]), ValueError, r"gt_boxes\[2\]\[1\]"),
+        (lambda: ops.match_anchors(NAN_BOXES, BOXES), ValueError, r"anchors\[1\]"),
+        (lambda: ops.match_anchors(BOXES, OTHERS, force_match="all"), ValueError, "force_match"),
+        (lambda: ops.match_anchors(BOXES, OTHERS, background_threshold=0.7), ValueError, "background_threshold"),
+        (lambda: ops.match_anchors(BOXES, OTHERS[None], gt_counts=[6]), ValueError, "gt_counts"),
+        (lambda: ops.match_anchors(BOXES, [OTHERS], gt_counts=[5]), ValueError, "gt_counts"),
+        (lambda: ops.assign_targets(BOXES, FLAT_BOXES, np.ones(12, int)), ValueError, r"gt_boxes\[3\]"),
+        (lambda: ops.assign_targets(FLAT_BOXES, OTHERS, np.ones(5, int)), ValueError, r"anchors\[3\]"),
+        (lambda: ops.assign_targets(BOXES, OTHERS, np.arange(5)), ValueError, "gt_boxes|label"),
+        (lambda: ops.assign_targets(BOXES, OTHERS, np.ones(4, int)), ValueError, "gt_labels"),
+        (lambda: ops.assign_targets(BOXES, [OTHERS], np.ones(5, int)), ValueError, "gt_labels"),
+        (lambda: ops.mine_hard_negatives(SCORES, SCORES), TypeError, "positive"),
+        (lambda: ops.mine_hard_negatives(SCORES, SCORES[:3] > 0), ValueError, "positive"),
+        (lambda: ops.mine_hard_negatives(SCORES, SCORES > 0, neg_pos_ratio=-1), ValueError, "neg_pos_ratio"),
+        (lambda: ops.mine_hard_negatives(SCORES, SCORES > 0, min_negatives=0.5), TypeError, "min_negatives"),
+        (lambda: ops.encode_boxes(FLAT_BOXES, BOXES), ValueError, r"boxes\[3\]"),
+        (lambda: ops.encode_boxes(BOXES, FLAT_BOXES), ValueError, r"anchors\[3\]"),
+        (lambda: ops.encode_boxes(BOXES, BOXES, variances=(0.1, 0)), ValueError, "variances"),
+        (lambda: ops.decode_boxes(DELTAS, BOXES[:3]), ValueError, "deltas"),
+        (lambda: ops.postprocess_detections(LOGITS, DELTAS[:1], BOXES), ValueError, "deltas"),
+        (lambda: ops.postprocess_detections(LOGITS[..., :0], DELTAS, BOXES), ValueError, "logits"),
+        (lambda: ops.postprocess_detections(LOGITS, DELTAS, BOXES, topk=-1), ValueError, "topk"),
+        (lambda: ops.postprocess_detections(LOGITS, DELTAS, BOXES, activation="tanh"), ValueError, "activation"),
+    ],
+)
+def test_arrays_bad_input_raises_and_names_the_argument(call, error, named):
+    with pytest.raises(error, match=named):
+        call()
+
+
+def test_arrays_result_too_large_is_a_memory_error():
+    many = np.zeros((3_000_000, 4), np.float32)
+    with pytest.raises(MemoryError):
+        ops.box_iou(many, many)  # 36 TB
+
+
+def test_iou_out_is_written_and_returned():
+    out = np.full((12, 5), 7.0)
+    assert ops.box_iou(BOXES, OTHERS, out=out) is out
+    np.testing.assert_array_equal(out, ops.box_iou(BOXES, OTHERS))
+
+
+def test_matching_by_hand():
+    # Anchor 0 is the best of both ground truths; the larger IoU wins it, the other takes its second best.
+    anchors = np.array([[0, 0, 10, 10], [0, 0, 10, 4], [50, 50, 60, 60], [0, 0, 10, 8]], np.float32)
+    gt = np.array([[0, 0, 10, 9], [0, 0, 10, 10]], np.float32)
+    bipartite = ops.match_anchors(anchors, gt)
+    assert bipartite.gt_idx.tolist() == [1, -1, -1, 0]
+    np.testing.assert_allclose(bipartite.iou, [1, 40 / 90, 0, 80 / 90], rtol=1e-6)
+    # torchvision's: the last ground truth wins the shared anchor, the other keeps what the threshold gave.
+    assert ops.match_anchors(anchors, gt, force_match="best", iou_threshold=0.95).gt_idx.tolist() == [1, -1, -1, -1]
+    # detectron2's: the best anchor of a ground truth is positive, for its own best ground truth.
+    assert ops.match_anchors(anchors, gt, force_match="low_quality", iou_threshold=1).gt_idx.tolist() == [1, -1, -1, -1]
+    ignored = ops.match_anchors(anchors, gt, force_match="none", iou_threshold=0.95, background_threshold=0.42)
+    assert ignored.gt_idx.tolist() == [1, -2, -1, -2]
+
+
+def test_matching_pictures_of_a_batch_do_not_touch_each_other():
+    pictures = [random_boxes(RNG, n) for n in (3, 0, 7)]
+    batch = ops.match_anchors(BOXES, pictures)
+    for image, gt in enumerate(pictures):
+        one = ops.match_anchors(BOXES, gt)
+        np.testing.assert_array_equal(batch.gt_idx[image], one.gt_idx)
+        np.testing.assert_array_equal(batch.iou[image], one.iou)
+
+
+def test_mining_by_hand():
+    loss = np.array([5.0, 1.0, 9.0, 3.0, 3.0, 2.0])
+    positive = np.array([True, False, False, False, False, False])
+    assert np.flatnonzero(ops.mine_hard_negatives(loss, positive, neg_pos_ratio=2)).tolist() == [2, 3]
+    assert np.flatnonzero(ops.mine_hard_negatives(loss, positive & False)).tolist() == []
+    assert np.flatnonzero(ops.mine_hard_negatives(loss, positive & False, min_negatives=1)).tolist() == [2]
+
+
+def test_nms_by_hand():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 5], [20, 20, 30, 30], [0, 0, 10, 6]], np.float32)
+    scores = np.array([0.9, 0.8, 0.8, 0.95], np.float32)
+    assert ops.nms(boxes, scores, 0.5).tolist() == [3, 2]
+    assert ops.nms(boxes, scores, 0.6).tolist() == [3, 2]  # 6 / 10 in float32 is greater than 0.6 in double
+    assert ops.nms(boxes, scores, 0.61).tolist() == [3, 0, 2]
+    assert ops.batched_nms(boxes, scores, [0, 1, 0, 1], 0.5).tolist() == [3, 0, 2]
+
+
+def test_nms_nonfinite_boxes_leave_the_others_unaffected():
+    bad = np.array([[np.nan, 0, 1, 1], [-np.inf, -np.inf, np.inf, np.inf]])
+    mixed, scores = np.concatenate([BOXES, bad]), np.concatenate([SCORES, [2.0, 3.0]])
+    np.testing.assert_array_equal(ops.nms(mixed, scores, 0.3), ops.nms(BOXES, SCORES, 0.3))
+
+
+def test_soft_nms_by_hand():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]], np.float64)
+    keep, scores = ops.soft_nms(boxes, np.array([0.9, 0.8, 0.5]), method="linear", iou_threshold=0.3)
+    assert keep.tolist() == [0, 2, 1]
+    np.testing.assert_allclose(scores, [0.9, 0.5, 0.4])
+    _, scores = ops.soft_nms(boxes, np.array([0.9, 0.8, 0.5]), method="gaussian", sigma=0.5)
+    np.testing.assert_allclose(scores, [0.9, 0.5, 0.8 * np.exp(-0.5)])
+
+
+def test_postprocessing_is_the_sum_of_its_parts():
+    found = ops.postprocess_detections(LOGITS, DELTAS, BOXES, score_threshold=0.1, iou_threshold=0.4, topk=None)
+    boxes = ops.decode_boxes(DELTAS, BOXES)
+    scores = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
+    for image in range(2):
+        anchor, label = np.nonzero(scores[image, :, 1:] > 0.1)
+        keep = ops.batched_nms(boxes[image, anchor], scores[image, anchor, label + 1], label, 0.4)
+        count = found.counts[image]
+        assert count == len(keep) > 0
+        np.testing.assert_array_equal(found.anchor_idx[image, :count], anchor[keep])
+        np.testing.assert_array_equal(found.labels[image, :count], label[keep] + 1)
+        np.testing.assert_allclose(found.boxes[image, :count], boxes[image, anchor[keep]])
+        assert (found.labels[image, count:] == -1).all()
+        assert not found.boxes[image, count:].any()
+
+
+def tensors_of(*arrays):
+    return [torch.from_numpy(array.copy()).requires_grad_() for array in arrays]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [ops.box_iou, ops.generalized_box_iou, ops.distance_box_iou, lambda a, b: ops.paired_box_iou(a[:5], b)],
+)
+def test_gradients_of_the_iou_family(function):
+    pair = tensors_of(BOXES, OTHERS)
+    assert torch.autograd.gradcheck(function, pair)
+    assert torch.autograd.gradgradcheck(function, pair)
+
+
+def test_gradients_of_complete_iou_hold_the_weight_constant():
+    a, b = tensors_of(BOXES[:5], OTHERS)
+    diou = ops.distance_box_iou(a, b)
+    angle = [torch.atan2(x[:, 2] - x[:, 0], x[:, 3] - x[:, 1]) for x in (a, b)]
+    v = 4 / np.pi**2 * (angle[0][:, None] - angle[1]) ** 2
+    alpha = (v / (1 - ops.box_iou(a, b) + v + 1e-7)).detach()
+    expected = torch.autograd.grad((diou - alpha * v).sum(), (a, b))
+    for e, found in zip(expected, torch.autograd.grad(ops.complete_box_iou(a, b).sum(), (a, b)), strict=True):
+        torch.testing.assert_close(found, e)
+
+
+@pytest.mark.parametrize(
+    ("function", "arrays"),
+    [
+        (ops.encode_boxes, (BOXES, BOXES[::-1])),
+        (ops.decode_boxes, (DELTAS, BOXES)),
+        (ops.box_area, (BOXES,)),
+        (lambda b: ops.box_convert(b, "xyxy", "cxcywh"), (BOXES,)),
+        (lambda b: ops.box_convert(b, "cxcywh", "xywh"), (BOXES,)),
+        (lambda b: ops.clip_boxes_to_image(b, (50, 60)), (BOXES,)),
+    ],
+)
+def test_gradients_of_the_coder_and_of_boxes(function, arrays):
+    assert torch.autograd.gradcheck(function, tensors_of(*arrays))
+
+
+def test_gradients_one_tensor_as_both_arguments():
+    a, b = tensors_of(BOXES, BOXES)
+    twice = torch.autograd.grad(ops.box_iou(a, a).sum(), a)[0]
+    apart = torch.autograd.grad(ops.box_iou(a, b).sum(), (a, b))
+    torch.testing.assert_close(twice, apart[0] + apart[1])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda b, s: ops.soft_nms(b, s)[1],
+        lambda b, s: ops.match_anchors(b, OTHERS).iou,
+        lambda b, s: ops.assign_targets(b, OTHERS, np.ones(5, int)).deltas,
+        lambda b, s: ops.postprocess_detections(b, b, b).boxes,
+        lambda b, s: ops.postprocess_detections(b, b, b).scores,
+    ],
+)
+def test_gradients_that_do_not_exist_are_an_error(call):
+    boxes, scores = tensors_of(BOXES, SCORES)
+    with pytest.raises(NotImplementedError):
+        call(boxes, scores).sum().backward()
+    with torch.no_grad():
+        assert not call(boxes, scores).requires_grad
