@@ -43,7 +43,7 @@ def anchors_figure(image: NDArray[np.uint8], anchors: ArrayLike, *, grids: Seque
         panel.set_xlim(0, width)
         panel.set_ylim(height, 0)
         count = rows * columns * per_cell
-        style.bare(panel, f"{rows} × {columns}", f"{per_cell} a cell: {count} anchors")
+        style.bare(panel, f"{rows} x {columns}", f"{per_cell} a cell: {count} anchors")
         start += count
     return figure
 

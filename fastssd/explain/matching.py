@@ -203,8 +203,9 @@ def matching_figure(
         here = [int((outcomes == o).sum()) for o in (Outcome.FORCED, Outcome.THRESHOLD)]
         style.bare(
             panel,
-            f"Map {rows} × {columns}: {outcomes.size} anchors",
-            f"{per_cell} anchors a cell, a dot for each that is not background.\nHere {here[0]} forced and {here[1]} by threshold.",
+            f"Map {rows} x {columns}: {outcomes.size} anchors",
+            f"{per_cell} anchors a cell, a dot for each that is not background.\n"
+            f"Here {here[0]} forced and {here[1]} by threshold.",
         )
         start = stop
     return figure
@@ -269,7 +270,7 @@ def _draw_table(
     num_anchors, num_gt = iou.shape
     axes.set_xlim(-0.75, num_gt)
     axes.set_ylim(num_anchors, -0.8)
-    text = {"ha": "center", "va": "center", "fontsize": style.TITLE_SIZE}
+    text: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": style.TITLE_SIZE}
     for gt in range(num_gt):
         color = style.FAINT if columns_gone[gt] else style.INK
         axes.text(gt + 0.5, -0.4, f"G{gt + 1}", color=color, fontweight="bold", **text)

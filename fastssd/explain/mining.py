@@ -46,7 +46,7 @@ def mining_figure(loss: ArrayLike, positive: ArrayLike, *, neg_pos_ratio: float 
     style.bare(
         axes[1],
         "Sorted: the negatives with the highest loss are hard",
-        f"{neg_pos_ratio:g} negatives a positive: {count} are mined. The other {negatives - count} teach nothing in this step.",
+        f"{neg_pos_ratio:g} for each positive: {count} are mined, {negatives - count} teach nothing in this step.",
     )
     _bars(axes[1], loss[order], colors[order])
     for start, stop, color, text in (

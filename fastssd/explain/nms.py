@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,6 +45,7 @@ def trace_nms(boxes: ArrayLike, scores: ArrayLike, iou_threshold: float) -> list
         A step for each kept box, by falling score; its victims are in order of score too.
     """
     boxes, scores = np.asarray(boxes), np.asarray(scores)
+    boxes = boxes.astype(np.result_type(boxes, scores, np.float32))  # the dtype in which the operator computes
     left = list(np.argsort(-scores, kind="stable"))  # by falling score, equal scores by index
     steps = []
     while left:
@@ -194,11 +195,11 @@ class _Scene:
             now = step is not None and box == step.kept
             color = DELETED if box in victims else KEPT if box in kept or now else GONE if box in gone else WAITING
             state = f"IoU {victims[box]:.2f}" if box in victims else "keep" if now else "kept" if box in kept else ""
-            style_ = {"fontsize": style.TEXT_SIZE, "color": color, "va": "center"}
-            style_["fontweight"] = "bold" if now or box in victims else "normal"
-            axes.text(columns[0], y, self.names[box], ha="right", **style_)
-            axes.text(columns[1], y, f"{self.scores[box]:.2f}", **style_)
-            axes.text(columns[2], y, state, **style_)
+            weight = "bold" if now or box in victims else "normal"
+            text: dict[str, Any] = {"fontsize": style.TEXT_SIZE, "color": color, "va": "center", "fontweight": weight}
+            axes.text(columns[0], y, self.names[box], ha="right", **text)
+            axes.text(columns[1], y, f"{self.scores[box]:.2f}", **text)
+            axes.text(columns[2], y, state, **text)
             if box in gone:
                 axes.plot([columns[0] - 0.03 * width, columns[2] - 0.02 * width], [y, y], color=GONE, linewidth=1)
         if len(self.order) > len(shown):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastssd.explain import style
 
@@ -14,7 +14,7 @@ ROWS = (  # name, colour, stations: what it is called and what happens in it
         "Forward, shared by both",
         style.INK,
         (
-            ("picture", "3 × 256 × 256"),
+            ("picture", "3 x 256 x 256"),
             ("backbone", "convolutions"),
             ("5 feature maps", "32, 16, 8, 4, 1 cells a side"),
             ("head", "4 anchors a cell"),
@@ -80,7 +80,7 @@ def paths_figure() -> Figure:
                 )
             )
             ink = style.text_color(color) if filled else style.INK
-            text = {"ha": "center", "va": "center", "color": ink}
+            text: dict[str, Any] = {"ha": "center", "va": "center", "color": ink}
             axes.text(x + width / 2, y + 0.24, title, fontsize=style.TITLE_SIZE, fontweight="bold", **text)
             axes.text(x + width / 2, y + 0.47, what, fontsize=style.TAG_SIZE, **text)
             if column:

@@ -86,7 +86,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 def panels(
     count: int, *, panel: tuple[float, float], note_lines: int = 1, columns: int = 3
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels of (width, height) inches, row by row, each with room for a title and its notes above."""
+    """A figure of `count` panels of (width, height) inches, row by row, each with room above for title and notes."""
     columns = min(columns, count)
     rows = -(-count // columns)
     gap, margin, head = 0.22, 0.12, 0.36 + 0.18 * note_lines
@@ -134,7 +134,7 @@ def draw_box(
     edge: str | None = None,
     order: float = 2,
 ) -> None:
-    """One xyxy box on matplotlib axes; `fill` is the opacity of its inside, `edge` the colour of a thin line around it."""
+    """One xyxy box on matplotlib axes; `fill` is the opacity of its inside, `edge` the colour of a line around it."""
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import Normal, Stroke
