@@ -1,0 +1,185 @@
+// Non-maximum suppression. Candidates (finite box, score not NaN) are sorted by falling score and turned into columns.
+// The first block of the living is settled pair by pair; what it keeps is then run over all the rest in vectorised
+// loops, tile by tile; the survivors move up and the next block begins. Crowded input thus shrinks fast. With groups,
+// each group is settled alone and the kept are gathered in order of score.
+#pragma once
+
+#include "dispatch.h"
+#include "ops/boxes.h"
+#include "ops/iou.h"
+#include "support/buffer.h"
+#include "support/math.h"
+#include "support/poll.h"
+#include "support/sort.h"
+
+namespace fastssd::FASTSSD_ISA {
+
+// The scratch of suppress(), for up to n boxes: columns in order of falling score, and what each is called.
+template <typename T>
+class Suppressor {
+  public:
+    explicit Suppressor(int64_t n) : block_(BoxColumns<T>::kColumns * n), boxes_(block_.data(), n), ids_(n), dead_(n) {}
+
+    void set(int64_t i, const T* box, uint32_t id) {
+        boxes_.set(i, box);
+        ids_[i] = id;
+    }
+
+    // Greedy NMS over the first n boxes. Calls keep(id) for each that is kept, in order. False where it was cancelled.
+    template <typename Keep>
+    bool run(int64_t n, T limit, const Keep& keep) {
+        while (n > 0) {
+            const int64_t head = smaller(kHead, n);
+            int64_t kept[kHead], num_kept = 0;
+            for (int64_t i = 0; i < head; ++i) dead_[i] = 0;
+            for (int64_t i = 0; i < head; ++i) {
+                if (dead_[i]) continue;
+                kept[num_kept++] = i;
+                keep(ids_[i]);
+                sweep(Box<T>(boxes_, i), i + 1, head, limit);
+            }
+            for (int64_t i = head; i < n; ++i) dead_[i] = 0;
+            for (int64_t tile = head; tile < n; tile += kTile) {
+                const int64_t stop = smaller(tile + kTile, n);
+                for (int64_t k = 0; k < num_kept; ++k) sweep(Box<T>(boxes_, kept[k]), tile, stop, limit);
+                if (pacer_.cancelled(num_kept * kTile / 4)) return false;
+            }
+            if (pacer_.cancelled(n)) return false;
+            int64_t living = 0;
+            for (int64_t i = head; i < n; ++i) {
+                boxes_.copy(living, i);
+                ids_[living] = ids_[i];
+                living += static_cast<int64_t>(dead_[i] == 0);
+            }
+            n = living;
+        }
+        return true;
+    }
+
+  private:
+    static constexpr int64_t kHead = 64, kTile = 512;
+    using Flag = typename Bits<T>::Signed;  // as wide as T, so that the sweep vectorises
+
+    // No check of the union: it is negative for no pair, and where it is 0 or NaN the quotient is NaN.
+    void sweep(const Box<T>& box, int64_t begin, int64_t end, T limit) {
+        Flag* FASTSSD_RESTRICT const dead = dead_.data();
+        for (int64_t i = begin; i < end; ++i) {
+            const Box<T> other(boxes_, i);
+            const T inter = intersection(box, other);
+            dead[i] |= static_cast<Flag>(inter / (box.area + other.area - inter) > limit);
+        }
+    }
+
+    Buffer<T> block_;
+    BoxColumns<T> boxes_;
+    Buffer<uint32_t> ids_;
+    Buffer<Flag> dead_;
+    Pacer pacer_;
+};
+
+template <typename T>
+bool usable(const T* box, T score) {
+    return is_finite(nan_unless_finite(box[0], box[1], box[2], box[3])) && score == score;
+}
+
+// The usable boxes by falling score, ties by lower index. `entries` and `scratch` hold n each.
+template <typename T>
+const Entry<KeyOf<T>>* sort_by_score(const T* boxes, const T* scores, int64_t n, Entry<KeyOf<T>>* entries,
+                                     Entry<KeyOf<T>>* scratch, int64_t& count) {
+    count = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        entries[count] = {falling_key(scores[i]), static_cast<uint32_t>(i)};
+        count += static_cast<int64_t>(usable(boxes + 4 * i, scores[i]));
+    }
+    return sort_entries(entries, scratch, count);
+}
+
+template <typename T>
+int64_t nms(const T* boxes, const T* scores, int64_t n, double iou_threshold, int64_t* keep) {
+    Buffer<Entry<KeyOf<T>>> entries(n), scratch(n);
+    int64_t count = 0, kept = 0;
+    const Entry<KeyOf<T>>* const order = sort_by_score(boxes, scores, n, entries.data(), scratch.data(), count);
+    Suppressor<T> suppressor(count);
+    for (int64_t i = 0; i < count; ++i) suppressor.set(i, boxes + 4 * int64_t{order[i].index}, order[i].index);
+    suppressor.run(count, round_down(T(), iou_threshold), [&](uint32_t id) { keep[kept++] = id; });
+    return kept;
+}
+
+template <typename T>
+int64_t batched_nms(const T* boxes, const T* scores, const int64_t* idxs, int64_t n, double iou_threshold,
+                    int64_t* keep) {
+    Buffer<Entry<KeyOf<T>>> entries(n), scratch(n);
+    int64_t count = 0;
+    const Entry<KeyOf<T>>* const order = sort_by_score(boxes, scores, n, entries.data(), scratch.data(), count);
+
+    Buffer<Entry<uint64_t>> grouped(count), group_scratch(count);  // index: place in `order`
+    for (int64_t i = 0; i < count; ++i) grouped[i] = {rising_key(idxs[order[i].index]), static_cast<uint32_t>(i)};
+    const Entry<uint64_t>* const groups = sort_entries(grouped.data(), group_scratch.data(), count);
+
+    Buffer<bool> is_kept(count);
+    std::memset(is_kept.data(), 0, static_cast<std::size_t>(count));
+    Suppressor<T> suppressor(count);
+    const T limit = round_down(T(), iou_threshold);
+    for (int64_t begin = 0, end = 0; begin < count; begin = end) {
+        for (; end < count && groups[end].key == groups[begin].key; ++end) {
+            const uint32_t place = groups[end].index;
+            suppressor.set(end - begin, boxes + 4 * int64_t{order[place].index}, place);
+        }
+        if (!suppressor.run(end - begin, limit, [&](uint32_t place) { is_kept[place] = true; })) return 0;
+    }
+    int64_t kept = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        if (is_kept[i]) keep[kept++] = order[i].index;
+    }
+    return kept;
+}
+
+// Soft-NMS (arXiv:1704.04503): quadratic by nature, since every taken box may change every score. The living stay in
+// order of their index, so that the first of the highest scores is the one to take.
+template <typename T>
+int64_t soft_nms(const T* boxes, const T* scores, int64_t n, SoftNms method, double iou_threshold, double sigma,
+                 double score_threshold, int64_t* keep, T* kept_scores) {
+    Buffer<T> block(BoxColumns<T>::kColumns * n), current(n), overlap(n);
+    Buffer<uint32_t> ids(n);
+    BoxColumns<T> columns(block.data(), n);
+    const T lowest = round_down(T(), score_threshold), limit = round_down(T(), iou_threshold);
+    const T width = static_cast<T>(sigma);
+    int64_t living = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        if (!usable(boxes + 4 * i, scores[i]) || !(scores[i] > lowest)) continue;
+        columns.set(living, boxes + 4 * i);
+        current[living] = scores[i];
+        ids[living++] = static_cast<uint32_t>(i);
+    }
+    Pacer pacer;
+    int64_t kept = 0;
+    while (living > 0) {
+        const int64_t best = index_of(current.data(), max_of(current.data(), living));
+        const Box<T> box(columns, best);
+        keep[kept] = ids[best];
+        kept_scores[kept++] = current[best];
+        current[best] = -kInf<T>;
+
+        T* FASTSSD_RESTRICT const iou = overlap.data();
+        for (int64_t i = 0; i < living; ++i) iou[i] = iou_of(box, Box<T>(columns, i));
+        int64_t left = 0;
+        for (int64_t i = 0; i < living; ++i) {
+            T decay = T(1);
+            if (method == SoftNms::linear) {
+                if (iou[i] > limit) decay = T(1) - iou[i];
+            } else if (iou[i] > T(0)) {
+                decay = std::exp(-(iou[i] * iou[i]) / width);
+            }
+            const T score = current[i] * decay;
+            columns.copy(left, i);
+            ids[left] = ids[i];
+            current[left] = score;
+            left += static_cast<int64_t>((score > lowest) & (i != best));
+        }
+        if (pacer.cancelled(4 * living)) return 0;
+        living = left;
+    }
+    return kept;
+}
+
+}  // namespace fastssd::FASTSSD_ISA

@@ -1,0 +1,101 @@
+// Stable orders: by falling score (ties by lower index) and by group. Least-significant-byte radix sort that skips
+// bytes which are the same everywhere, and insertion sort for the few.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "support/buffer.h"
+
+namespace fastssd::FASTSSD_ISA {
+
+template <typename Key>
+struct Entry {
+    Key key;
+    uint32_t index;
+};
+
+template <typename T>
+struct Bits;
+template <>
+struct Bits<float> {
+    using Unsigned = uint32_t;
+    using Signed = int32_t;
+};
+template <>
+struct Bits<double> {
+    using Unsigned = uint64_t;
+    using Signed = int64_t;
+};
+
+template <typename T>
+using KeyOf = typename Bits<T>::Unsigned;
+
+// An unsigned number that orders as the float does; -0 equals 0. Not for NaN.
+template <typename T>
+KeyOf<T> rising_key(T value) {
+    constexpr KeyOf<T> kSign = KeyOf<T>(1) << (8 * sizeof(T) - 1);
+    value += T(0);
+    KeyOf<T> bits;
+    std::memcpy(&bits, &value, sizeof(T));
+    return bits & kSign ? ~bits : bits | kSign;
+}
+
+template <typename T>
+KeyOf<T> falling_key(T value) {
+    return ~rising_key(value);
+}
+
+template <typename T>
+T value_of_falling_key(KeyOf<T> key) {
+    constexpr KeyOf<T> kSign = KeyOf<T>(1) << (8 * sizeof(T) - 1);
+    const KeyOf<T> bits = key & kSign ? key : ~key ^ kSign;
+    T value;
+    std::memcpy(&value, &bits, sizeof(T));
+    return value;
+}
+
+inline uint64_t rising_key(int64_t value) { return static_cast<uint64_t>(value) ^ (uint64_t(1) << 63); }
+
+template <typename Key>
+void insertion_sort(Entry<Key>* entries, int64_t n) {
+    for (int64_t i = 1; i < n; ++i) {
+        const Entry<Key> entry = entries[i];
+        int64_t to = i;
+        for (; to > 0 && entries[to - 1].key > entry.key; --to) entries[to] = entries[to - 1];
+        entries[to] = entry;
+    }
+}
+
+// Sorts by rising key. `entries` and `scratch` hold n each; the result is in the one that is returned.
+template <typename Key>
+Entry<Key>* sort_entries(Entry<Key>* entries, Entry<Key>* scratch, int64_t n) {
+    constexpr int64_t kFew = 48;
+    constexpr int kBytes = sizeof(Key);
+    if (n <= kFew) {
+        insertion_sort(entries, n);
+        return entries;
+    }
+    uint32_t counts[kBytes][256] = {};
+    for (int64_t i = 0; i < n; ++i) {
+        for (int byte = 0; byte < kBytes; ++byte) ++counts[byte][(entries[i].key >> (8 * byte)) & 255];
+    }
+    for (int byte = 0; byte < kBytes; ++byte) {
+        const int shift = 8 * byte;
+        uint32_t* const place = counts[byte];
+        if (place[(entries[0].key >> shift) & 255] == n) continue;
+        uint32_t before = 0;
+        for (int digit = 0; digit < 256; ++digit) {
+            const uint32_t count = place[digit];
+            place[digit] = before;
+            before += count;
+        }
+        for (int64_t i = 0; i < n; ++i) scratch[place[(entries[i].key >> shift) & 255]++] = entries[i];
+        Entry<Key>* const sorted = scratch;
+        scratch = entries;
+        entries = sorted;
+    }
+    return entries;
+}
+
+}  // namespace fastssd::FASTSSD_ISA
