@@ -1,0 +1,26 @@
+"""The detector: parts, models, criterion (match -> mine -> losses) and postprocessing (extra ``torch``)."""
+
+from __future__ import annotations
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError("fastssd.detection needs torch; install it with: pip install 'fastssd[torch]'") from error
+
+from fastssd.detection.criterion import Criterion, Losses
+from fastssd.detection.models import MODELS, SSD, TINYSSD, Preset, TinySSD, build_model
+from fastssd.detection.postprocess import ImageDetections, detect, detect_batch
+
+__all__ = [
+    "MODELS",
+    "SSD",
+    "TINYSSD",
+    "Criterion",
+    "ImageDetections",
+    "Losses",
+    "Preset",
+    "TinySSD",
+    "build_model",
+    "detect",
+    "detect_batch",
+]

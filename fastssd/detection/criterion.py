@@ -1,0 +1,145 @@
+"""What training minimises: match -> mine -> losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastssd.ops import assign_targets, mine_hard_negatives
+from fastssd.ops.matching import Targets
+
+CLASS_LOSSES = ("cross_entropy", "focal")
+BOX_LOSSES = ("smooth_l1", "l1")
+
+
+class Losses(NamedTuple):
+    """What a :class:`Criterion` returns: sums over anchors, divided by the batch's positives (at least 1)."""
+
+    total: Tensor
+    """The weighted sum of the two below: [], with gradient."""
+    classification: Tensor
+    box_regression: Tensor
+    num_positives: Tensor
+    """int64 []."""
+    hard_negatives: Tensor | None
+    """bool [B, A], the negatives that the classification loss counted; None with the focal loss, which counts all."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The SSD training objective (arXiv:1512.02325, section 2.2).
+
+    Two calls: :meth:`match_targets` turns ground truth into targets, the criterion itself turns outputs and targets
+    into losses. Ignored anchors (between the two thresholds) take part in nothing.
+
+    Attributes:
+        iou_threshold, background_threshold, force_match: as in :func:`fastssd.ops.assign_targets`.
+        neg_pos_ratio: mined negatives for each positive.
+        min_negatives: mined negatives at least, in each picture; the default makes a picture without objects teach as
+            much about background as one with a single positive.
+        class_loss: ``"cross_entropy"`` over positives and mined negatives, or ``"focal"`` over all anchors, without
+            mining; the latter reads the logits as sigmoids (preset's activation ``"sigmoid"``).
+        focal_alpha, focal_gamma: of the focal loss (arXiv:1708.02002).
+        box_loss: ``"smooth_l1"`` or ``"l1"``.
+        smooth_l1_beta: where smooth L1 turns from quadratic to linear, in deltas.
+        box_weight: weight of the box loss in the total.
+    """
+
+    iou_threshold: float = 0.5
+    background_threshold: float | None = None
+    force_match: str = "bipartite"
+    neg_pos_ratio: float = 3.0
+    min_negatives: int = 3
+    class_loss: str = "cross_entropy"
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    box_loss: str = "smooth_l1"
+    smooth_l1_beta: float = 1.0
+    box_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("class_loss", CLASS_LOSSES), ("box_loss", BOX_LOSSES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
+
+    def __call__(self, logits: Tensor, deltas: Tensor, targets: Targets) -> Losses:
+        """
+        Args:
+            logits, deltas: [B, A, C] and [B, A, 4] of the network, any float dtype.
+            targets: of :meth:`match_targets`, on the same device.
+        """
+        logits, deltas = logits.float(), deltas.float()
+        positive = targets.labels > 0  # [B, A]
+        num_positives = positive.sum()
+        hard_negatives = None
+        if self.class_loss == "focal":
+            classification = self.focal_loss(logits, targets.labels)
+        else:
+            hard_negatives = self.select_hard_negatives(logits, targets.labels)
+            classification = self.classification_loss(logits, targets.labels, positive | hard_negatives)
+        box_regression = self.box_regression_loss(deltas, targets.deltas, positive)
+        scale = 1.0 / num_positives.clamp(min=1)
+        classification, box_regression = classification * scale, box_regression * scale
+        total = classification + self.box_weight * box_regression
+        return Losses(total, classification, box_regression, num_positives, hard_negatives)
+
+    def match_targets(
+        self,
+        anchors: Tensor,
+        gt_boxes: Sequence[Tensor],
+        gt_labels: Sequence[Tensor],
+        variances: tuple[float, float] = (0.1, 0.2),
+    ) -> Targets:
+        """Which ground truth each anchor is responsible for, and the deltas that lead to it: one call a batch.
+
+        Args:
+            anchors: [A, 4] xyxy.
+            gt_boxes: for each picture [G_i, 4] xyxy in the anchors' unit.
+            gt_labels: for each picture int64 [G_i], >= 1.
+            variances: of the preset.
+
+        Returns:
+            labels [B, A] (0 background, -1 ignored), deltas [B, A, 4], gt_idx [B, A].
+        """
+        return assign_targets(
+            anchors,
+            gt_boxes,
+            gt_labels,
+            iou_threshold=self.iou_threshold,
+            background_threshold=self.background_threshold,
+            force_match=self.force_match,
+            variances=variances,
+        )
+
+    @torch.no_grad()
+    def select_hard_negatives(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The negatives that look least like background, a few for each positive of their picture: bool [B, A]."""
+        loss = logits.logsumexp(-1) - logits[..., 0]  # [B, A], -log p(background)
+        loss = loss.masked_fill(labels < 0, -torch.inf)  # never mined
+        return mine_hard_negatives(loss, labels > 0, neg_pos_ratio=self.neg_pos_ratio, min_negatives=self.min_negatives)
+
+    def classification_loss(self, logits: Tensor, labels: Tensor, selected: Tensor) -> Tensor:
+        """Cross entropy, summed over the selected anchors: []."""
+        return F.cross_entropy(logits[selected], labels[selected], reduction="sum")  # [S, C], [S]
+
+    def focal_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sigmoid focal loss, summed over the foreground classes of all anchors but the ignored: []."""
+        counted = labels >= 0  # [B, A]
+        logits = logits[counted][:, 1:]  # [S, C - 1]
+        target = F.one_hot(labels[counted], logits.shape[1] + 1)[:, 1:].to(logits.dtype)  # [S, C - 1]
+        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        wrong = (logits.sigmoid() - target).abs()  # 1 - p of the truth
+        alpha = self.focal_alpha * target + (1 - self.focal_alpha) * (1 - target)
+        return (alpha * wrong.pow(self.focal_gamma) * loss).sum()
+
+    def box_regression_loss(self, deltas: Tensor, target_deltas: Tensor, positive: Tensor) -> Tensor:
+        """Smooth L1 or L1, summed over the deltas of positive anchors: []."""
+        deltas, target_deltas = deltas[positive], target_deltas[positive].to(deltas.dtype)  # [P, 4]
+        if self.box_loss == "l1":
+            return F.l1_loss(deltas, target_deltas, reduction="sum")
+        return F.smooth_l1_loss(deltas, target_deltas, beta=self.smooth_l1_beta, reduction="sum")

@@ -1,0 +1,234 @@
+"""Batches for training and evaluation out of a detection data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fastssd.data import DetectionDataset
+from fastssd.detection.preprocess import resize_image
+from fastssd.training.augment import Augment
+from fastssd.training.metrics import GroundTruth
+
+CACHE_LIMIT = 2 << 30  # bytes of resized pictures that are kept in memory without being asked
+
+
+class Picture(NamedTuple):
+    """A sample at the network's size."""
+
+    image: NDArray[np.uint8]  # [S, S, 3]
+    truth: GroundTruth  # in pixels of the original
+    size: tuple[int, int]  # (height, width) of the original
+    image_id: str
+
+
+class TrainBatch(NamedTuple):
+    images: Tensor  # uint8 [B, S, S, 3]
+    gt_boxes: list[Tensor]  # B x float32 [G_i, 4] xyxy, fractions of the picture
+    gt_labels: list[Tensor]  # B x int64 [G_i]
+    image_ids: list[str]
+
+
+class EvalBatch(NamedTuple):
+    images: Tensor  # uint8 [B, S, S, 3]
+    indices: list[int]  # places in the data set
+    sizes: list[tuple[int, int]]  # (height, width) of the originals
+    truths: list[GroundTruth]
+
+
+class Resized:
+    """The pictures of a data set at the network's size, kept in memory once they were read.
+
+    Args:
+        dataset: what to read from.
+        size: height and width of the network's input.
+        cache: whether to keep them; None: if all together stay under :data:`CACHE_LIMIT`.
+    """
+
+    def __init__(self, dataset: DetectionDataset, size: int, cache: bool | None = None) -> None:
+        self.dataset = dataset
+        self.size = size
+        self.cached = len(dataset) * size * size * 3 <= CACHE_LIMIT if cache is None else cache
+        self._kept: dict[int, Picture] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Picture:
+        picture = self._kept.get(index)
+        if picture is None:
+            sample = self.dataset[index]
+            picture = Picture(
+                resize_image(sample.image, self.size),
+                GroundTruth(sample.boxes, sample.labels, sample.difficult),
+                sample.image.shape[:2],
+                sample.image_id,
+            )
+            if self.cached:
+                self._kept[index] = picture
+        return picture
+
+
+class TrainSet(Dataset[tuple[Picture, NDArray[np.float32], NDArray[np.int64]]]):
+    """Augmented pictures with boxes as fractions. Difficult boxes are not learnt from.
+
+    An item is asked for as (epoch, index) and depends on nothing else but the seed: not on the order of the questions
+    and not on the worker process that answers.
+    """
+
+    def __init__(self, pictures: Resized, augment: Augment, seed: int) -> None:
+        self.pictures = pictures
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Picture, NDArray[np.float32], NDArray[np.int64]]:
+        epoch, index = key
+        picture = self.pictures[index]
+        height, width = picture.size
+        learnt = ~picture.truth.difficult
+        scale = np.array([width, height, width, height], np.float32)
+        boxes: NDArray[np.float32] = picture.truth.boxes[learnt] / scale
+        rng = np.random.default_rng((self.seed, epoch, index))
+        image, boxes, labels = self.augment(picture.image, boxes, picture.truth.labels[learnt], rng)
+        return picture._replace(image=image), boxes, labels
+
+
+class EvalSet(Dataset[tuple[int, Picture]]):
+    """The pictures as they are, each with its index."""
+
+    def __init__(self, pictures: Resized) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[int, Picture]:
+        return index, self.pictures[index]
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """A permutation for each epoch, as (epoch, index), shared out between the processes of a distributed run.
+
+    Args:
+        length: of the data set.
+        seed: the permutation depends on it and on the epoch alone.
+        rank, world_size: this process among all. Each gets the same number; the first few serve twice to even it out.
+    """
+
+    def __init__(self, length: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.length = length
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start = 0
+
+    def resume(self, epoch: int, start: int) -> None:
+        """Begin at the place `start` of `epoch`: what came before it was learnt in the run that is taken up again."""
+        self.epoch, self.start = epoch, start
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning in front of each epoch."""
+        if epoch != self.epoch:
+            self.resume(epoch, 0)
+
+    def __len__(self) -> int:
+        """Of a whole epoch, wherever this one begins: Lightning counts from there itself."""
+        return -(-self.length // self.world_size)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        mine = np.resize(order, len(self) * self.world_size)[self.rank :: self.world_size]
+        return iter([(self.epoch, int(index)) for index in mine[self.start :]])
+
+
+def train_loader(
+    pictures: Resized,
+    augment: Augment,
+    *,
+    batch_size: int,
+    seed: int,
+    num_workers: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[TrainBatch]:
+    """Shuffled, augmented batches. A last batch that is not full is left out; another epoch has other pictures in it.
+
+    Args:
+        pictures: the training set.
+        augment: what is done to them.
+        batch_size: pictures a step in this process.
+        seed: decides order and augmentation.
+        num_workers: processes that read; None: none for pictures that are kept in memory, else some of the cores.
+        rank, world_size: as in :class:`EpochSampler`.
+    """
+    sampler = EpochSampler(len(pictures), seed, rank, world_size)
+    workers = _workers(pictures, num_workers)
+    return DataLoader(
+        TrainSet(pictures, augment, seed),  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_collate_train,
+        drop_last=len(sampler) >= batch_size,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def eval_loader(
+    pictures: Resized, *, batch_size: int, num_workers: int | None = None, rank: int = 0, world_size: int = 1
+) -> DataLoader[EvalBatch]:
+    """All pictures in order. In a distributed run the first few come twice: all processes get the same number."""
+    share = -(-len(pictures) // world_size)
+    mine = np.resize(np.arange(len(pictures)), share * world_size)[rank::world_size].tolist()
+    workers = _workers(pictures, num_workers)
+    return DataLoader(
+        EvalSet(pictures),  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=mine,
+        num_workers=workers,
+        collate_fn=_collate_eval,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _workers(pictures: Resized, num_workers: int | None) -> int:
+    if num_workers is not None:
+        return num_workers
+    return 0 if pictures.cached else min(4, max(1, (os.cpu_count() or 1) // 2))
+
+
+def _stack(pictures: Sequence[Picture]) -> Tensor:
+    return torch.from_numpy(np.stack([picture.image for picture in pictures]))
+
+
+def _collate_train(items: Sequence[tuple[Picture, NDArray[np.float32], NDArray[np.int64]]]) -> TrainBatch:
+    pictures = [picture for picture, _, _ in items]
+    return TrainBatch(
+        _stack(pictures),
+        [torch.from_numpy(boxes) for _, boxes, _ in items],
+        [torch.from_numpy(labels) for _, _, labels in items],
+        [picture.image_id for picture in pictures],
+    )
+
+
+def _collate_eval(items: Sequence[tuple[int, Picture]]) -> EvalBatch:
+    pictures = [picture for _, picture in items]
+    return EvalBatch(
+        _stack(pictures),
+        [index for index, _ in items],
+        [picture.size for picture in pictures],
+        [picture.truth for picture in pictures],
+    )
