@@ -17,7 +17,7 @@ def compiled_isas() -> tuple[str, ...]:
     """Those that this build holds, best first."""
 
 def set_thread_count(callable: Callable[[], int], /) -> None:
-    """Set the callable that says how many threads to use. It is asked only before work that is worth a second thread."""
+    """Set the callable that says how many threads to use. Asked only before work worth a second one."""
 
 def box_area(boxes: Float, out: Float, /) -> None: ...
 def box_convert(boxes: Float, in_fmt: int, out_fmt: int, out: Float, /) -> None: ...

@@ -1,0 +1,271 @@
+"""The thread pool: it changes no result, survives fork, signals and exit, and lets go of the GIL."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastssd._C", reason="this build has no compiled kernels")
+
+from fastssd.backends import cpp, threads
+
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals")
+
+
+@pytest.fixture(autouse=True)
+def default_threads() -> Iterator[None]:
+    threads.choose(4)
+    yield
+    threads.choose(None)
+
+
+def boxes(*shape: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    corner, size = rng.random((*shape, 2)), rng.random((*shape, 2)) / 8 + 0.01
+    return np.concatenate([corner, corner + size], -1).astype(np.float32)
+
+
+def iou_work(seed: int = 0) -> np.ndarray:
+    """About 2 ms of work: enough for several threads."""
+    out = np.empty((2, 1500, 1000), np.float32)
+    cpp.box_iou(boxes(2, 1500, seed=seed), boxes(2, 1000, seed=seed + 1), out)
+    return out
+
+
+def results() -> list[np.ndarray]:
+    """Operators that run on several threads, each with work for them."""
+    rng = np.random.default_rng(5)
+    anchors, gt = boxes(5000), boxes(240, seed=1)
+    gt_idx, iou = np.empty((8, 5000), np.int64), np.empty((8, 5000), np.float32)
+    cpp.match_anchors(anchors, gt, np.arange(0, 241, 30), 0.5, 0.4, 1, gt_idx, iou)
+    mined = np.empty((64, 5000), bool)
+    loss = np.round(rng.random((64, 5000)) * 50).astype(np.float32)
+    cpp.mine_hard_negatives(loss, rng.random((64, 5000)) < 0.02, 3.0, 1, mined)
+    deltas = rng.standard_normal((8, 5000, 4)).astype(np.float32)
+    decoded = np.empty_like(deltas)
+    cpp.decode_boxes(deltas, anchors, 0.1, 0.2, decoded)
+    logits = rng.standard_normal((8, 5000, 6)).astype(np.float32) * 2
+    found = [np.empty((8, 100, 4), np.float32), np.empty((8, 100), np.float32)]
+    found += [np.empty((8, 100), np.int64), np.empty((8, 100), np.int64), np.empty(8, np.int64)]
+    cpp.postprocess_detections(logits, deltas, anchors, 0.3, 0.45, 200, np.inf, np.inf, 1, 0.1, 0.2, *found)
+    return [iou_work(), gt_idx, iou, mined, decoded, *found]
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    threads.choose(1)
+    ref = results()
+    for count in (2, 5):
+        threads.choose(count)
+        for r, c in zip(ref, results(), strict=True):
+            assert np.array_equal(r, c)
+
+
+def test_python_threads_share_the_pool() -> None:
+    ref = iou_work()
+    with ThreadPoolExecutor(8) as executor:
+        for comp in executor.map(lambda _: iou_work(), range(32)):
+            assert np.array_equal(ref, comp)
+
+
+def test_kernels_release_the_gil() -> None:
+    done = threading.Event()
+    out = np.empty((1, 3000, 3000), np.float32)
+
+    def long_kernel() -> None:
+        cpp.complete_box_iou(boxes(1, 3000), boxes(1, 3000, seed=1), out)
+        done.set()
+
+    threads.choose(1)
+    thread = threading.Thread(target=long_kernel)
+    thread.start()
+    ticks = 0
+    while not done.is_set():
+        time.sleep(0.001)
+        ticks += 1
+    thread.join()
+    assert ticks > 10
+
+
+@posix
+def test_fork_while_a_kernel_runs_in_another_thread() -> None:
+    ref = iou_work()
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.is_set():
+            iou_work()
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if all(np.array_equal(ref, iou_work()) for _ in range(3)) else 1)
+            assert exit_status(child) == 0
+    finally:
+        stop.set()
+        thread.join()
+
+
+def exit_status(child: int, seconds: float = 20) -> int:
+    """The child's exit status; a child that hangs is killed and fails the test."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    pytest.fail("the forked child hangs")
+
+
+@posix
+def test_multiprocessing_with_fork() -> None:
+    ref = iou_work()  # starts the workers of the parent
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        for comp in pool.map_async(iou_work, [0] * 4).get(timeout=30):
+            assert np.array_equal(ref, comp)
+
+
+HEAD = """
+import os, resource, signal, sys, threading, time
+import numpy as np
+from fastssd.backends import cpp, threads
+
+rng = np.random.default_rng(0)
+def boxes(n):
+    corner = rng.random((n, 2))
+    return np.concatenate([corner, corner + 0.01], -1).astype(np.float32)
+
+def serial_kernel():  # quadratic: minutes
+    n = 400_000
+    cpp.soft_nms(boxes(n), rng.random(n, np.float32), 0, 0.3, 0.5, 0.0, np.empty(n, np.int64), np.empty(n, np.float32))
+
+many, out = boxes(4000)[None], np.empty((1, 4000, 4000), np.float32)
+def parallel_kernel():  # about half a second
+    cpp.complete_box_iou(many, many, out)
+
+threads.choose(3)
+"""
+
+
+def python(code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HEAD + textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@posix
+@pytest.mark.parametrize("kernel", ["serial_kernel", "parallel_kernel"])
+def test_ctrl_c_stops_a_long_kernel(kernel: str) -> None:
+    process = python(f"""
+        print("ready", flush=True)
+        try:
+            while True:
+                {kernel}()
+        except KeyboardInterrupt:
+            print(time.monotonic(), flush=True)
+        small = np.full((1, 500, 500), np.nan, np.float32)
+        cpp.box_iou(many[:, :500], many[:, :500], small)
+        print(not np.isnan(small).any())
+    """)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=20)
+    stopped, works_afterwards = output.split()
+    assert works_afterwards == "True", errors
+    assert float(stopped) - sent < 0.3
+
+
+@posix
+def test_a_signal_handler_may_call_kernels() -> None:
+    process = python("""
+        parallel_kernel()
+        ref = out.copy()
+        calls = []
+        def handler(*_):
+            small = np.empty((1, 900, 900), np.float32)
+            cpp.box_iou(many[:, :900], many[:, :900], small)
+            calls.append(small)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+        parallel_kernel()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(len(calls) > 0, np.array_equal(ref, out), all(np.array_equal(calls[0], call) for call in calls))
+    """)
+    output, errors = process.communicate(timeout=60)
+    assert output.split() == ["True"] * 3, errors
+
+
+@posix
+def test_a_signal_handler_that_forks_ends_the_kernel_in_the_child_only() -> None:
+    process = python("""
+        children = []
+        def handler(*_):
+            if not children:
+                children.append(os.fork())
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            parallel_kernel()
+        except RuntimeError:
+            os._exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+    """)
+    output, errors = process.communicate(timeout=60)
+    assert output.split() == ["7"], errors
+
+
+@pytest.mark.parametrize("kernel", ["serial_kernel", "parallel_kernel"])
+def test_exit_while_a_daemon_thread_is_in_a_kernel(kernel: str) -> None:
+    process = python(f"""
+        def forever():
+            while True:
+                {kernel}()
+        threading.Thread(target=forever, daemon=True).start()
+        time.sleep(0.2)
+    """)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0, errors
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and a limit on memory")
+def test_without_memory_for_threads_the_caller_works_alone_and_without_any_it_is_an_error() -> None:
+    process = python("""
+        a = boxes(1000)[None]
+        ref, comp = np.empty((1, 1000, 1000), np.float32), np.empty((1, 1000, 1000), np.float32)
+        n = 4_000_000
+        large, scores, keep = boxes(n), np.zeros(n, np.float32), np.empty(n, np.int64)
+        threads.choose(1)
+        cpp.box_iou(a, a, ref)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 20), resource.RLIM_INFINITY))
+        threads.choose(3)
+        cpp.box_iou(a, a, comp)
+        print(np.array_equal(ref, comp))
+        try:
+            cpp.nms(large, scores, 0.5, keep)
+        except MemoryError:
+            print("MemoryError")
+    """)
+    output, errors = process.communicate(timeout=60)
+    assert output.split() == ["True", "MemoryError"], errors
