@@ -1,0 +1,99 @@
+"""What a data set is: samples, and the problems that were found in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Sample(NamedTuple):
+    """One picture with its G ground-truth boxes; the arrays belong to the caller."""
+
+    image: NDArray[np.uint8]  # [H, W, 3] RGB
+    boxes: NDArray[np.float32]  # [G, 4] xyxy, pixels, inside the picture, of positive area
+    labels: NDArray[np.int64]  # [G] label k is class_names[k - 1]; 0 is background and never appears
+    image_id: str
+    difficult: NDArray[np.bool_]  # [G] VOC's `difficult`, COCO's `iscrowd`: neither learnt nor counted
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong in a data set."""
+
+    file: str
+    line: int | None  # 1-based; None where the whole file is meant
+    message: str
+
+    def __str__(self) -> str:
+        return ":".join(str(part) for part in (self.file, self.line) if part) + f": {self.message}"
+
+
+class DataError(ValueError):
+    """A data set that cannot be used as it is.
+
+    Attributes:
+        problems: everything that was found, in the order of the files.
+        problem: the first of it.
+    """
+
+    problems: tuple[Problem, ...]
+    _SHOWN = 20
+
+    def __init__(self, *problems: Problem | str) -> None:
+        super().__init__(*problems)
+        # A DataLoader rebuilds an exception of its worker from the worker's text alone.
+        self.problems = tuple(Problem("data set", None, p) if isinstance(p, str) else p for p in problems)
+
+    @property
+    def problem(self) -> Problem:
+        return self.problems[0]
+
+    def __str__(self) -> str:
+        lines = [str(problem) for problem in self.problems[: self._SHOWN]]
+        if len(self.problems) > self._SHOWN:
+            lines.append(f"... and {len(self.problems) - self._SHOWN} more")
+        return "\n".join(lines)
+
+
+def wrong(file: str, line: int | None, message: str) -> DataError:
+    return DataError(Problem(file, line, message))
+
+
+class Problems(list[Problem]):
+    """The problems found so far."""
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Note what goes wrong inside and go on."""
+        try:
+            yield
+        except DataError as error:
+            self += error.problems
+
+
+class DetectionDataset(Protocol):
+    """A sequence of samples. Picklable, so that worker processes can hold it."""
+
+    class_names: tuple[str, ...]
+    problems: tuple[Problem, ...]  # what was left out with on_error="skip"
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at `index`, the same one at every call.
+
+        Raises:
+            IndexError: outside ``[-len, len)``.
+            DataError: the picture's pixels cannot be decoded.
+        """
+        ...
+
+
+def at(index: int, length: int) -> int:
+    """`index` counted from the start, as a list counts it."""
+    if not -length <= index < length:
+        raise IndexError(f"index {index} is outside a data set of {length} pictures")
+    return index % length

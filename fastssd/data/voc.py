@@ -1,0 +1,215 @@
+"""Pascal VOC: one XML file a picture (Everingham et al., IJCV 2010)."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+from xml.parsers import expat
+
+from fastssd.data.dataset import DataError, Problems, wrong
+from fastssd.data.folder import Box, Picture, Root, files_in, first_folder, number, pictures_in, split_folders
+
+_DEEPEST = 4  # annotation/object/bndbox/xmin
+_CLASS_FLAG = re.compile(r"\S+\s+(-1|0|1)")  # a line of ImageSets/Main/<class>_<split>.txt, which is no split
+_CORNERS = ("bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
+
+
+class Field(NamedTuple):
+    """An element and its text."""
+
+    text: str
+    line: int  # where it begins
+
+
+Fields = dict[str, Field]  # by path below the element that they belong to
+
+
+class Annotation(NamedTuple):
+    """What is read of one XML file."""
+
+    path: str
+    fields: Fields
+    objects: list[Fields]
+
+
+class Entry(NamedTuple):
+    """A picture that a split lists."""
+
+    name: str  # of its XML file, below the folder of annotations, without suffix; the image id
+    listed: tuple[str, int | None]  # file and line
+
+
+class Voc:
+    """``Annotations/*.xml`` with ``JPEGImages`` and ``ImageSets/Main``, or XML files beside their pictures."""
+
+    format = "Pascal VOC"
+
+    def __init__(self, root: Root, annotations: str, images: str, entries: dict[str, list[Entry]]) -> None:
+        self.splits = tuple(filter(None, entries))
+        self._root = root
+        self._annotations = annotations
+        self._images = images
+        self._entries = entries  # by split, "" where there is none
+        self._same_name: dict[str, dict[str, list[str]]] = {}  # folder -> name without suffix -> pictures
+
+    @classmethod
+    def find(cls, root: Root) -> Voc | None:
+        folder = first_folder(root, "Annotations", "annotations")
+        if folder and files_in(folder, ".xml"):
+            images = first_folder(root, "JPEGImages", "images", "Images") or folder
+            return cls(root, folder, images, _listed(root) or {"": _entries(folder)})
+        if entries := _entries(root.path):
+            return cls(root, root.path, root.path, {"": entries})
+        below = {split: _entries(root.path, split) for split in split_folders(root.path)}
+        below = {split: entries for split, entries in below.items() if entries}
+        return cls(root, root.path, root.path, below) if below else None
+
+    def read(
+        self, split: str | None, class_names: tuple[str, ...] | None, problems: Problems
+    ) -> tuple[tuple[str, ...], list[Picture]]:
+        every = list({entry.name: entry for entries in self._entries.values() for entry in entries}.values())
+        chosen = every if split is None else self._entries[split]
+        annotations: dict[str, Annotation] = {}
+        # The class names come from all splits, so that each is labelled alike.
+        for name, listed in every if class_names is None else chosen:
+            with problems.collected():
+                path = self._root.find(name + ".xml", [self._annotations], *listed)
+                annotations[name] = parse(path, self._root.read_bytes(path))
+        if class_names is None:
+            named = {o["name"].text for a in annotations.values() for o in a.objects if "name" in o}
+            class_names = tuple(sorted(named - {""}))
+        pictures = []
+        for entry in chosen:
+            if entry.name in annotations:
+                with problems.collected():
+                    pictures.append(self._picture(entry, annotations[entry.name], problems))
+        return class_names, pictures
+
+    def _picture(self, entry: Entry, annotation: Annotation, problems: Problems) -> Picture:
+        path = self._picture_path(entry.name, annotation)
+        size, size_line = _size(annotation)
+        boxes = []
+        for index, fields in enumerate(annotation.objects, 1):
+            with problems.collected():
+                boxes.append(_box(annotation.path, fields, index))
+        name = self._root.relative(path)
+        return Picture(name, entry.name, path, entry.listed, annotation.path, boxes, size=size, size_line=size_line)
+
+    def _picture_path(self, name: str, annotation: Annotation) -> str:
+        """The picture with the annotation's own name; ``filename``, which goes stale when files are renamed, decides
+        only where there is none or more than one."""
+        filename, line = annotation.fields.get("filename", Field("", 1))
+        folder, stem = os.path.split(os.path.join(self._images, name))
+        stated = os.path.normpath(os.path.join(folder, filename))
+        if not self._root.contains(stated):
+            raise wrong(annotation.path, line, f"{filename!r} leads out of {self._root.path}")
+        if folder not in self._same_name:
+            stems = self._same_name[folder] = {}
+            for picture in pictures_in(folder):
+                stems.setdefault(os.path.splitext(picture)[0], []).append(picture)
+        found = self._same_name[folder].get(stem, [])
+        if len(found) == 1:
+            filename = found[0]
+        elif len(found) > 1 and filename not in found:
+            raise wrong(annotation.path, line, f"cannot tell which of {', '.join(found)} is meant")
+        return self._root.find(filename or stem + ".jpg", [folder], annotation.path, line)
+
+
+def parse(path: str, data: bytes) -> Annotation:
+    """Read one XML file, without ever expanding an entity.
+
+    Raises:
+        DataError: malformed XML, a document type declaration (the door to entities), or another root element.
+    """
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    annotation = Annotation(path, {}, [])
+    open_elements: list[tuple[str, int]] = []
+    text: list[str] = []
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        if not open_elements and tag != "annotation":
+            raise wrong(path, parser.CurrentLineNumber, f"the root element is <{tag}>, not <annotation>")
+        open_elements.append((tag, parser.CurrentLineNumber))
+        text.clear()
+        if len(open_elements) == 2 and tag == "object":
+            annotation.objects.append({})
+
+    def end(tag: str) -> None:
+        if len(open_elements) <= _DEEPEST:
+            key = "/".join(tag for tag, _ in open_elements[1:])
+            field = Field("".join(text).strip(), open_elements[-1][1])
+            if key == "object" or key.startswith("object/"):
+                annotation.objects[-1][key.removeprefix("object").removeprefix("/")] = field
+            else:
+                annotation.fields[key] = field
+        open_elements.pop()
+        text.clear()
+
+    def refuse(*declaration: object) -> None:
+        raise wrong(path, parser.CurrentLineNumber, "has a document type declaration (DTD), which is refused")
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = text.append
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(data, True)
+    except DataError:
+        raise
+    except (expat.ExpatError, ValueError, LookupError) as error:  # the last two: an encoding that expat cannot read
+        raise wrong(path, parser.CurrentLineNumber, f"malformed XML: {error}") from error
+    return annotation
+
+
+def _box(path: str, fields: Fields, index: int) -> Box:
+    name, line = fields.get("name", fields[""])
+    what = f"box {index} ({name})"
+    if not name:
+        raise wrong(path, line, f"box {index} has no class name")
+    for key in _CORNERS:
+        if key not in fields:
+            raise wrong(path, fields[""].line, f"{what} has no {key}")
+    x1, y1, x2, y2 = (_number(path, fields[key], f"{what}: {key}") for key in _CORNERS)
+    difficult, line = fields.get("difficult", Field("0", 0))
+    if difficult not in ("0", "1"):
+        raise wrong(path, line, f"{what}: difficult is {difficult!r}, not 0 or 1")
+    return Box((x1, y1, x2, y2), name, difficult == "1", fields["bndbox"].line, what)
+
+
+def _size(annotation: Annotation) -> tuple[tuple[float, float] | None, int | None]:
+    """Width and height, where stated, and the line."""
+    if "size" not in annotation.fields:
+        return None, None
+    line = annotation.fields["size"].line
+    width, height = (
+        _number(annotation.path, annotation.fields.get(key, Field("", line)), key)
+        for key in ("size/width", "size/height")
+    )
+    return (width, height), line
+
+
+def _number(path: str, field: Field, what: str) -> float:
+    try:
+        return number(field.text)
+    except ValueError:
+        raise wrong(path, field.line, f"{what} is {field.text!r}, not a number") from None
+
+
+def _entries(folder: str, below: str = "") -> list[Entry]:
+    """An entry for every XML file in `below`, a folder of `folder`."""
+    names = (os.path.join(below, name) for name in files_in(os.path.join(folder, below), ".xml"))
+    return [Entry(name.removesuffix(".xml"), (os.path.join(folder, name), None)) for name in names]
+
+
+def _listed(root: Root) -> dict[str, list[Entry]]:
+    """The splits of ``ImageSets/Main``."""
+    folder = root.join("ImageSets", "Main")
+    splits = {}
+    for name in files_in(folder, ".txt"):
+        path = os.path.join(folder, name)
+        lines = root.read_lines(path)
+        if not (lines and "_" in name and _CLASS_FLAG.fullmatch(lines[0][1])):
+            splits[name.removesuffix(".txt")] = [Entry(image_id, (path, line)) for line, image_id in lines]
+    return splits
