@@ -58,6 +58,21 @@ def trace_nms(boxes: ArrayLike, scores: ArrayLike, iou_threshold: float) -> list
     return steps
 
 
+def most_crowded(labels: ArrayLike, boxes: ArrayLike, scores: ArrayLike, iou_threshold: float) -> int | None:
+    """The class in which NMS deletes most boxes (of several the lowest label), the one to look at; None without boxes.
+
+    Args:
+        labels: [N].
+        boxes, scores, iou_threshold: as in :func:`trace_nms`.
+    """
+    labels, boxes, scores = np.asarray(labels), np.asarray(boxes), np.asarray(scores)
+    deleted = {}
+    for label in np.unique(labels):
+        own = labels == label
+        deleted[int(label)] = int(own.sum()) - len(trace_nms(boxes[own], scores[own], iou_threshold))
+    return max(deleted, key=deleted.__getitem__, default=None)
+
+
 def nms_figure(
     boxes: ArrayLike,
     scores: ArrayLike,
