@@ -124,6 +124,8 @@ class DetectorModule(L.LightningModule):
         self.batches_done = 0
         # Matching runs on the CPU, where ground truth is born, while an accelerator works on the forward pass.
         self._anchors = torch.from_numpy(model.preset.anchors())  # [A, 4]
+        self._partial: dict[str, float] = {}
+        self._started_epoch = -1
         self._found: dict[int, tuple[ImageDetections, GroundTruth]] = {}
 
     # --- training ----------------------------------------------------------------------------------------------
@@ -154,7 +156,7 @@ class DetectorModule(L.LightningModule):
         size = len(batch.image_ids)
         for name, value in named.items():
             self._sums[name] += value * size
-        self._pictures += size
+        self._sums["pictures"] += size
         self.log("loss", values[0], prog_bar=True)
         learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({"loss_class": values[1], "loss_box": values[2], "lr": learning_rate})
@@ -175,14 +177,14 @@ class DetectorModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        self._begin_epoch()
+        self.on_train_epoch_start()  # Lightning leaves it out where an epoch is taken up in its middle
 
     def on_train_epoch_start(self) -> None:
-        self._begin_epoch()
-
-    def _begin_epoch(self) -> None:
-        self._sums = dict.fromkeys(("loss", "loss_class", "loss_box"), 0.0)
-        self._pictures = 0
+        if self._started_epoch == self.current_epoch:
+            return
+        self._started_epoch = self.current_epoch
+        self._sums = dict.fromkeys(("pictures", "loss", "loss_class", "loss_box", "seconds"), 0.0) | self._partial
+        self._partial = {}
         self._started = time.perf_counter()
         self._evaluated = 0.0
         self.clock.restart()
@@ -198,26 +200,39 @@ class DetectorModule(L.LightningModule):
         self.clock.steps += 1
 
     def on_train_epoch_end(self) -> None:
-        seconds = time.perf_counter() - self._started - self._evaluated
+        sums = self._so_far()
+        seconds = sums.pop("seconds")
+        if self.trainer.world_size > 1:
+            shares = torch.tensor(list(sums.values()), device=self.device)
+            torch.distributed.all_reduce(shares)
+            sums = dict(zip(sums, shares.tolist(), strict=True))
+        pictures = sums.pop("pictures")
         self.epochs_done, self.batches_done = self.current_epoch + 1, 0
         metrics = self.metrics if self._evaluated and self.metrics else dict.fromkeys(("AP", "AP50", "AP75"))
         row = {
             "epoch": self.epochs_done,
-            **{name: value / max(self._pictures, 1) for name, value in self._sums.items()},
+            **{name: value / max(pictures, 1) for name, value in sums.items()},
             **{name: metrics[name] for name in ("AP", "AP50", "AP75")},
             "seconds": seconds,
             "eval_seconds": self._evaluated,
-            "pictures_per_second": self._pictures * self.trainer.world_size / seconds,
+            "pictures_per_second": pictures / seconds,
         }
         self.history.append(row)
         self.improved = bool(self._evaluated) and (self.best is None or _score(metrics) > _score(self.best))
         if self.improved:
             self.best = {"epoch": self.epochs_done, **metrics}
+        if not self.trainer.is_global_zero:
+            return
         found = f"  AP50 {_score(metrics):.3f}  AP {metrics['AP'] or 0.0:.3f}" if self._evaluated else ""
         self.report(
             f"epoch {self.epochs_done}/{self.config.epochs}  loss {row['loss']:.3f}{found}  {seconds:.1f} s  "
             f"{row['pictures_per_second']:.1f} pictures/s" + ("  best" if self.improved else "")
         )
+
+    def _so_far(self) -> dict[str, float]:
+        """Pictures, summed losses and seconds of training of the epoch at hand."""
+        seconds = self._sums["seconds"] + time.perf_counter() - self._started - self._evaluated
+        return self._sums | {"seconds": seconds}
 
     # --- evaluation --------------------------------------------------------------------------------------------
 
@@ -259,6 +274,7 @@ class DetectorModule(L.LightningModule):
             config=self.config.to_dict(),
             epoch=self.epochs_done,
             batches=self.batches_done,
+            partial=self._so_far() if self.batches_done else {},
             metrics=self.metrics,
             best=self.best,
             history=self.history,
@@ -267,7 +283,7 @@ class DetectorModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         info = CheckpointInfo.from_dict(checkpoint[KEY])
         self.history, self.metrics, self.best = info.history, info.metrics, info.best
-        self.epochs_done, self.batches_done = info.epoch, info.batches
+        self.epochs_done, self.batches_done, self._partial = info.epoch, info.batches, info.partial
 
 
 def detect_eval_batch(

@@ -264,7 +264,7 @@ def train(
         if not interrupted and best.exists():
             predictions = folder / "predictions.png"
             report.draw_predictions(predictions, load_checkpoint(best)[0], eval_data)
-    if interrupted:
+    if interrupted and trainer.is_global_zero:
         report_line(f"stopped by {interrupted}; resume from {last}")
     return RunResult(
         run_dir=folder,
@@ -457,13 +457,19 @@ class _StopAfterStep(L.Callback):
         return asked
 
 
+class _ProgressBar(RichProgressBar):
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Loss and AP50, without the number of the logs' folder."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+
 def _trainer(
     config: TrainConfig, folder: Path, callbacks: list[Any], progress: bool, report_line: Callable[[str], None]
 ) -> L.Trainer:
     if config.early_stop:
         callbacks = [*callbacks, EarlyStopping("AP50", mode="max", patience=config.early_stop)]
     if progress:
-        callbacks = [*callbacks, RichProgressBar() if importlib.util.find_spec("rich") else TQDMProgressBar()]
+        callbacks = [*callbacks, _ProgressBar() if importlib.util.find_spec("rich") else TQDMProgressBar()]
     csv = CSVLogger(folder, name="logs")
     loggers: list[Logger] = [csv]
     if importlib.util.find_spec("tensorboard"):
