@@ -20,7 +20,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", "
 MAX_PIXELS = 100_000_000  # a larger picture is refused by its header, before memory is spent on it
 
 # Only these decoders run, whatever a file claims to be: Pillow knows others that call external programs.
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "PPM")
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 _16_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA = ("LA", "PA", "RGBA")
 _MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", *_ALPHA, *_16_BIT)

@@ -19,6 +19,7 @@ CONTRAST = 80.0  # RGB distance of an object to nine tenths of what it lies on, 
 
 _RECOGNISABLE = 8  # pixels; below, no shape can be told from another
 _TRIES = 8  # places and colours tried for an object before it is given up
+_SEEN = 0.25  # of a pixel: less, at the point of a star, does not count as drawn
 _CROSS_ARM = 0.35  # half widths and inner radii, as shares of the outer radius
 _RING_HOLE = 0.6
 _STAR_NOTCH = 0.45
@@ -141,7 +142,7 @@ def draw_objects(rng: np.random.Generator, canvas: Floats) -> tuple[Floats, NDAr
     for side in sides:
         label = int(rng.integers(1, len(CLASS_NAMES) + 1))
         coverage = _figure(rng, CLASS_NAMES[label - 1], float(side))
-        inside = coverage > 0.5
+        inside = coverage > _SEEN
         rows, columns = inside.shape
         for _ in range(_TRIES):
             y, x = (int(rng.integers(0, max(size - length, 0) + 1)) for length in inside.shape)
@@ -204,7 +205,8 @@ def _distance(name: str, u: Floats, v: Floats, aspect: float) -> Floats:
     turn = np.abs((np.arctan2(u, -v) + np.float32(half)) % np.float32(2 * half) - np.float32(half))
     normal_x, normal_y = notch * math.sin(half), 1 - notch * math.cos(half)
     length = math.hypot(normal_x, normal_y)
-    return (r * np.cos(turn) - 1) * np.float32(normal_x / length) + r * np.sin(turn) * np.float32(normal_y / length)
+    edge = (r * np.cos(turn) - 1) * np.float32(normal_x / length) + r * np.sin(turn) * np.float32(normal_y / length)
+    return np.maximum(edge, r - 1)  # beyond a sharp point its edges stay near for long
 
 
 def _paint(rng: np.random.Generator, under: Floats, coverage: Floats) -> bool:

@@ -12,7 +12,7 @@ from fastssd.data.folder import Box, Picture, Root, files_in, first_folder, numb
 
 _DEEPEST = 4  # annotation/object/bndbox/xmin
 _CLASS_FLAG = re.compile(r"\S+\s+(-1|0|1)")  # a line of ImageSets/Main/<class>_<split>.txt, which is no split
-_CORNERS = ("bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
+_CORNERS = tuple(f"object/bndbox/{corner}" for corner in ("xmin", "ymin", "xmax", "ymax"))
 
 
 class Field(NamedTuple):
@@ -22,7 +22,7 @@ class Field(NamedTuple):
     line: int  # where it begins
 
 
-Fields = dict[str, Field]  # by path below the element that they belong to
+Fields = dict[str, Field]  # by path below <annotation>
 
 
 class Annotation(NamedTuple):
@@ -77,7 +77,7 @@ class Voc:
                 path = self._root.find(name + ".xml", [self._annotations], *listed)
                 annotations[name] = parse(path, self._root.read_bytes(path))
         if class_names is None:
-            named = {o["name"].text for a in annotations.values() for o in a.objects if "name" in o}
+            named = {o["object/name"].text for a in annotations.values() for o in a.objects if "object/name" in o}
             class_names = tuple(sorted(named - {""}))
         pictures = []
         for entry in chosen:
@@ -125,26 +125,24 @@ def parse(path: str, data: bytes) -> Annotation:
     parser = expat.ParserCreate()
     parser.buffer_text = True
     annotation = Annotation(path, {}, [])
-    open_elements: list[tuple[str, int]] = []
+    open_elements: list[tuple[str, int]] = []  # path below the root, "" where it is not read; line
     text: list[str] = []
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        if not open_elements and tag != "annotation":
+        depth = len(open_elements)
+        if depth == 0 and tag != "annotation":
             raise wrong(path, parser.CurrentLineNumber, f"the root element is <{tag}>, not <annotation>")
-        open_elements.append((tag, parser.CurrentLineNumber))
-        text.clear()
-        if len(open_elements) == 2 and tag == "object":
+        if depth == 1 and tag == "object":
             annotation.objects.append({})
+        key = "" if depth == 0 or depth >= _DEEPEST else tag if depth == 1 else f"{open_elements[-1][0]}/{tag}"
+        open_elements.append((key, parser.CurrentLineNumber))
+        text.clear()
 
     def end(tag: str) -> None:
-        if len(open_elements) <= _DEEPEST:
-            key = "/".join(tag for tag, _ in open_elements[1:])
-            field = Field("".join(text).strip(), open_elements[-1][1])
-            if key == "object" or key.startswith("object/"):
-                annotation.objects[-1][key.removeprefix("object").removeprefix("/")] = field
-            else:
-                annotation.fields[key] = field
-        open_elements.pop()
+        key, line = open_elements.pop()
+        if key:
+            fields = annotation.objects[-1] if f"{key}/".startswith("object/") else annotation.fields
+            fields[key] = Field("".join(text).strip(), line)
         text.clear()
 
     def refuse(*declaration: object) -> None:
@@ -164,18 +162,18 @@ def parse(path: str, data: bytes) -> Annotation:
 
 
 def _box(path: str, fields: Fields, index: int) -> Box:
-    name, line = fields.get("name", fields[""])
+    name, line = fields.get("object/name", Field("", fields["object"].line))
     what = f"box {index} ({name})"
     if not name:
         raise wrong(path, line, f"box {index} has no class name")
     for key in _CORNERS:
         if key not in fields:
-            raise wrong(path, fields[""].line, f"{what} has no {key}")
+            raise wrong(path, fields["object"].line, f"{what} has no {key}")
     x1, y1, x2, y2 = (_number(path, fields[key], f"{what}: {key}") for key in _CORNERS)
-    difficult, line = fields.get("difficult", Field("0", 0))
+    difficult, line = fields.get("object/difficult", Field("0", 0))
     if difficult not in ("0", "1"):
         raise wrong(path, line, f"{what}: difficult is {difficult!r}, not 0 or 1")
-    return Box((x1, y1, x2, y2), name, difficult == "1", fields["bndbox"].line, what)
+    return Box((x1, y1, x2, y2), name, difficult == "1", fields["object/bndbox"].line, what)
 
 
 def _size(annotation: Annotation) -> tuple[tuple[float, float] | None, int | None]:

@@ -53,16 +53,16 @@ class Yolo:
         if not names:
             raise wrong(self._file, None, "names no classes; name them there or in class_names")
         pictures: list[Picture] = []
-        folders: list[str] = []
+        labelled: dict[str, set[str]] = {}  # folder of labels -> label files of its pictures
         chosen = [self._sources[split]] if split is not None else list(self._sources.values())
         for source in dict.fromkeys(source for sources in chosen for source in sources):
             path = self._place(source)
             if os.path.isdir(path):
-                folders.append(path)
                 bases = [path]
-                listed: list[tuple[int | None, str]] = [
-                    (None, os.path.relpath(picture, path)) for picture in _walk(self._root, path, pictures_in)
-                ]
+                walked = list(_walk(self._root, path, pictures_in))
+                listed: list[tuple[int | None, str]] = [(None, os.path.relpath(picture, path)) for picture in walked]
+                if (labels := _label_folder(self._root, path)) != path:
+                    labelled.setdefault(labels, set()).update(_label_file(self._root, picture) for picture in walked)
             else:
                 bases = [os.path.dirname(path), self._base, self._root.path]
                 listed = [*self._root.read_lines(path)]
@@ -70,13 +70,11 @@ class Yolo:
                 with problems.collected():
                     picture = self._root.find(name, bases, path, line)
                     pictures.append(self._picture(picture, (path, line), names, problems))
-        labelled = {picture.source for picture in pictures}
-        if pictures and not any(map(os.path.isfile, labelled)):
+        if pictures and not any(os.path.isfile(picture.source) for picture in pictures):
             raise wrong(pictures[0].source, None, "is missing, and so is the label file of every other picture")
-        for folder in folders:
-            labels = _label_folder(self._root, folder)
-            if labels != folder:
-                for stray in set(_walk(self._root, labels, _label_files)) - labelled:
+        for labels, known in labelled.items():
+            for stray in _walk(self._root, labels, _label_files):
+                if stray not in known:
                     problems.append(Problem(stray, None, "holds labels of a picture that is missing"))
         return class_names or tuple(names[index] for index in sorted(names)), pictures
 
@@ -91,8 +89,7 @@ class Yolo:
 
     def _picture(self, path: str, listed: tuple[str, int | None], names: dict[int, str], problems: Problems) -> Picture:
         name = self._root.relative(path)
-        folder, file = os.path.split(os.path.splitext(path)[0] + ".txt")
-        source = os.path.join(_label_folder(self._root, folder), file)
+        source = _label_file(self._root, path)
         boxes = []
         # A picture without a label file shows nothing.
         for line, row in self._root.read_lines(source) if os.path.lexists(source) else ():
@@ -126,6 +123,11 @@ def _label_folder(root: Root, folder: str) -> str:
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     return os.path.normpath(root.join(*parts))
+
+
+def _label_file(root: Root, picture: str) -> str:
+    folder, name = os.path.split(picture)
+    return os.path.join(_label_folder(root, folder), os.path.splitext(name)[0] + ".txt")
 
 
 def _label_files(folder: str) -> list[str]:
