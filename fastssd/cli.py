@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 INTERRUPTED = 130
 LISTED = 20  # problems of a data set that are shown
+MOST_EXPLAINED = 24  # boxes in a picture of NMS
 SMALLEST_DRAWN = 512  # pixels; smaller pictures are enlarged, so that tags can be read
 DEMO_PICTURES, DEMO_EPOCHS, DEMO_QUICK = 1000, 10, 16
 TRAINING, LOSS, AUGMENTATION, HARDWARE = "Training", "Matching and losses", "Augmentation", "Hardware"
@@ -647,9 +648,9 @@ def explain(
         if chosen is None:
             say(f"no box scores over {score_threshold:g}: no picture of NMS; --score-threshold lowers it")
         else:
-            own = found.labels == chosen
+            own = np.flatnonzero(found.labels == chosen)[:MOST_EXPLAINED]  # by falling score
             figures["nms"] = nms_figure(found.boxes[own], found.scores[own], nms_threshold, image=sample.image)
-            say(f"NMS runs class by class; drawn is {made.class_names[chosen - 1]}, with {own.sum()} boxes")
+            say(f"NMS runs class by class; drawn are {len(own)} boxes of class {made.class_names[chosen - 1]}")
     for name, figure in figures.items():
         style.save_figure(figure, out / f"{name}.png")
         print(out / f"{name}.png")

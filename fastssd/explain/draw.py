@@ -192,8 +192,8 @@ def _draw_box(picture: Image.Image, rect: _Rect, color: str) -> None:
 
     draw = ImageDraw.Draw(picture)
     shorter = min(rect.x2 - rect.x1, rect.y2 - rect.y1)
-    line = max(1, min(round(math.sqrt(picture.width * picture.height) / 220), shorter // 8))
-    halo = max(1, line // 3)
+    line = max(1, min(max(2, round(math.sqrt(picture.width * picture.height) / 180)), shorter // 8))
+    halo = max(1, line // 4)
 
     def frame(grow: int, width: int, fill: str) -> None:
         corners = (rect.x1 - grow, rect.y1 - grow, rect.x2 - 1 + grow, rect.y2 - 1 + grow)

@@ -138,13 +138,13 @@ def _reason(
     if ghosts:
         lines[1] = f"IoU with {_listed(ghosts, names)} is {overlap[ghosts[0]]:.2f}, but what is gone deletes nothing."
         if len(ghosts) > 1:
-            lines[1] = f"It overlaps {_listed(ghosts, names)} too, but what is gone deletes nothing."
+            lines[1] = f"It overlaps {_listed(ghosts, names)} too: gone, so they delete nothing."
     return "\n".join(lines)
 
 
 def _listed(boxes: Sequence[int], names: Sequence[str]) -> str:
     shown = [names[box] for box in boxes]
-    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
 
 
 class _Scene:
@@ -176,6 +176,7 @@ class _Scene:
             axes.imshow(self.image, extent=(0, width, height, 0))
             axes.set_xlim(0, width * LIST)
         victims = {} if step is None else {victim.box: victim.iou for victim in step.victims}
+        crowded = len(self.boxes) > self.longest_list  # then only what a step decides gets its name
         edge = None if self.image is None else style.PAPER
         for box in reversed(self.order):  # the best on top
             if box in gone:
@@ -188,9 +189,10 @@ class _Scene:
             elif box in kept:
                 style.draw_box(axes, corners, KEPT, width=2.2, edge=edge)
             else:
-                style.draw_box(axes, corners, WAITING, width=1.2, edge=edge)
+                style.draw_box(axes, corners, WAITING, width=0.7 if crowded else 1.2, edge=edge)
         for box in self.order:
-            if box not in gone:
+            told = box in victims or box in kept or (step is not None and box == step.kept)
+            if box not in gone and (told or not crowded):
                 color = DELETED if box in victims else KEPT if box in kept or (step and box == step.kept) else WAITING
                 x, y = self.boxes[box][:2]
                 style.draw_label(
