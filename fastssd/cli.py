@@ -36,7 +36,7 @@ INTERRUPTED = 130
 LISTED = 20  # problems of a data set that are shown
 MOST_EXPLAINED = 24  # boxes in a picture of NMS
 SMALLEST_DRAWN = 512  # pixels; smaller pictures are enlarged, so that tags can be read
-DEMO_PICTURES, DEMO_EPOCHS, DEMO_QUICK = 1000, 10, 16
+DEMO_PICTURES, DEMO_EPOCHS, DEMO_QUICK = 1000, 10, 10
 TRAINING, LOSS, AUGMENTATION, HARDWARE = "Training", "Matching and losses", "Augmentation", "Hardware"
 
 
@@ -444,8 +444,10 @@ def print_metrics(metrics: Mapping[str, Any] | None) -> None:
 
 
 def print_paths(result: RunResult) -> None:
-    rows = [("boxes drawn", result.predictions), ("checkpoint", result.best_checkpoint), ("run folder", result.run_dir)]
-    print_table([(name, str(path)) for name, path in rows if path is not None])
+    places = {"boxes drawn": result.predictions, "checkpoint": result.best_checkpoint, "run folder": result.run_dir}
+    for name, path in places.items():
+        if path is not None:
+            print(f"{name:<12} {path}")
 
 
 # --- using a trained detector --------------------------------------------------------------------------------------

@@ -1,0 +1,273 @@
+"""The command: what it prints where, with which exit status, and that it says what was wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer")
+from typer.testing import CliRunner
+
+from fastssd.cli import app
+
+needs_training = pytest.mark.skipif(
+    subprocess.run([sys.executable, "-c", "import fastssd.training"], capture_output=True, check=False).returncode != 0,
+    reason="needs the extra train",
+)
+
+
+def fastssd(*arguments: object):
+    """Run the command in this process; a traceback is never an answer."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | environment
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, dict]:
+    """A detector after one epoch on a few shapes: its run folder and what `train --json` printed."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    result = fastssd("train", "shapes:16", "--epochs", 1, "--batch-size", 8, "--out", folder, "--json")
+    assert result.exit_code == 0, result.output
+    return folder, json.loads(result.stdout)
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    from PIL import Image
+
+    from fastssd.data import shapes_dataset
+
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(shapes_dataset(1)[0].image).save(path)
+    return path
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "eval", "predict", "explain", "info"])
+def test_help_teaches(command):
+    result = fastssd(command, "--help")
+    assert result.exit_code == 0
+    assert f"fastssd {command}" in result.stdout.split("Examples")[1]
+
+
+class TestInfo:
+    def test_json_and_text_tell_the_same(self):
+        config = json.loads(fastssd("info", "--json").stdout)
+        assert config["backends"][config["backend"]] is None  # no reason why not
+        text = fastssd("info").stdout
+        assert config["numpy"] in text
+        assert str(config["num_threads"]) in text
+
+    def test_works_and_says_why_without_torch_and_numba(self):
+        code = """
+import importlib.util
+find, missing = importlib.util.find_spec, ("torch", "numba", "fastssd._C")
+importlib.util.find_spec = lambda name, *package: None if name in missing else find(name, *package)
+from fastssd.cli import app
+app(["info", "--json"])
+"""
+        found = python(code, FASTSSD_BACKEND="reference")
+        config = json.loads(found.stdout)
+        assert found.returncode == 0
+        assert config["torch"] is None
+        assert "fastssd[numba]" in config["backends"]["numba"]
+        assert "compiler" in config["backends"]["cpp"]
+
+    def test_loads_nothing_heavy(self):
+        code = """
+import sys
+from fastssd.cli import app
+app(["info"], standalone_mode=False)
+print(sorted({"torch", "lightning", "matplotlib", "PIL"} & set(sys.modules)), file=sys.stderr)
+"""
+        assert python(code).stderr.strip() == "[]"
+
+
+def test_without_typer_the_extra_is_named():
+    found = python("import sys; sys.modules['typer'] = None; from fastssd.cli import main; main()")
+    assert found.returncode == 1
+    assert "fastssd[cli]" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@needs_training
+class TestRoundTrip:
+    def test_train_reports_what_the_folder_holds(self, run):
+        folder, report = run
+        assert Path(report["best_checkpoint"]).is_file()
+        assert Path(report["predictions"]).is_file()
+        assert json.loads((folder / "config.json").read_text())["batch_size"] == 8
+        assert [row["epoch"] for row in report["history"]] == [1]
+
+    def test_eval_finds_what_train_reported(self, run):
+        folder, report = run
+        metrics = json.loads(fastssd("eval", folder, "shapes:16", "--json").stdout)
+        assert metrics["AP50"] == pytest.approx(report["best"]["AP50"], abs=1e-6)
+        assert "AP50" in fastssd("eval", report["best_checkpoint"], "shapes:16").stdout
+
+    def test_predict_draws_and_writes_json(self, run, picture, tmp_path):
+        from PIL import Image
+
+        out = tmp_path / "found"
+        result = fastssd("predict", run[0], picture, "--out", out, "--score-threshold", 0.01, "--json")
+        assert result.exit_code == 0
+        answer = json.loads(result.stdout)
+        assert answer == json.loads((out / "predictions.json").read_text())
+        (entry,) = answer["images"]
+        assert entry["detections"]
+        for found in entry["detections"]:
+            x1, y1, x2, y2 = found["box"]
+            assert 0 <= x1 <= x2 <= entry["width"]
+            assert 0 <= y1 <= y2 <= entry["height"]
+            assert found["class"] == answer["class_names"][found["label"] - 1]
+        assert Image.open(entry["drawn"]).size >= (512, 512)
+
+    def test_predict_names_bad_pictures_and_goes_on(self, run, picture, tmp_path):
+        (tmp_path / "broken.png").write_bytes(picture.read_bytes()[:2000])
+        out = tmp_path / "found"
+        result = fastssd("predict", run[0], tmp_path, tmp_path / "missing.jpg", "--out", out)  # a folder and a file
+        assert result.exit_code == 1
+        answer = json.loads((out / "predictions.json").read_text())
+        assert [Path(entry["image"]).name for entry in answer["images"]] == ["photo.jpg"]
+        assert [Path(entry["image"]).name for entry in answer["failed"]] == ["broken.png", "missing.jpg"]
+        for name in ("broken.png", "missing.jpg"):
+            assert name in result.stderr
+
+    def test_predict_keeps_pictures_of_one_name_apart_and_originals_whole(self, run, picture, tmp_path):
+        twin = tmp_path / "other" / "photo.jpeg"
+        twin.parent.mkdir()
+        twin.write_bytes(picture.read_bytes())
+        before = picture.read_bytes()
+        out = tmp_path / "found"
+        assert fastssd("predict", run[0], picture, twin, "--out", out).exit_code == 0
+        assert sorted(path.name for path in out.glob("*.jpg")) == ["photo-2.jpg", "photo.jpg"]
+        result = fastssd("predict", run[0], picture, "--out", tmp_path)
+        assert result.exit_code == 1
+        assert str(picture) in result.stderr
+        assert picture.read_bytes() == before
+
+    def test_explain(self, run, tmp_path):
+        result = fastssd(
+            "explain", "shapes", "--checkpoint", run[0], "--out", tmp_path, "--score-threshold", 0.01, "--index", 1
+        )
+        assert result.exit_code == 0
+        assert sorted(path.name for path in tmp_path.glob("*.png")) == ["anchors.png", "matching.png", "nms.png"]
+
+    def test_resumed_run_keeps_its_settings(self, run):
+        folder, _ = run
+        result = fastssd("train", "shapes:16", "--resume", folder, "--epochs", 2, "--json")
+        assert result.exit_code == 0
+        assert [row["epoch"] for row in json.loads(result.stdout)["history"]] == [1, 2]
+        assert json.loads((folder / "config.json").read_text())["batch_size"] == 8
+
+    def test_demo_ends_with_its_score_and_a_picture(self, tmp_path):
+        result = fastssd("demo", "--quick", "--out", tmp_path / "demo")
+        assert result.exit_code == 0
+        assert "AP50" in result.stdout
+        assert str(tmp_path / "demo" / "predictions.png") in result.stdout
+
+
+@needs_training
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "status", "named"),
+        [
+            (["eval", "missing.ckpt", "shapes"], 1, "missing.ckpt"),
+            (["eval", "{foreign}", "shapes"], 1, "foreign.ckpt"),
+            (["predict", "missing.ckpt", "photo.jpg"], 1, "missing.ckpt"),
+            (["train", "no/such/folder"], 1, "no/such/folder"),
+            (["train", "{folder}"], 1, "folder"),
+            (["train", "shapes", "--train-split", "nope"], 1, "nope"),
+            (["train", "shapes", "--resume", "{folder}"], 1, "last.ckpt"),
+            (["explain", "shapes", "--index", "9999999"], 2, "9999999"),
+            (["train", "shapes", "--optimizer", "nope"], 2, "nope"),
+            (["train", "shapes", "--epochs", "0"], 2, "epochs"),
+            (["train", "shapes", "--nope"], 2, "--nope"),
+            (["demo", "--epochs", "1", "--minutes", "1"], 2, "--minutes"),
+            (["predict"], 2, "CHECKPOINT"),
+        ],
+    )
+    def test_status_and_what_was_wrong(self, arguments, status, named, tmp_path):
+        (tmp_path / "foreign.ckpt").write_bytes(b"not a checkpoint")
+        (tmp_path / "folder").mkdir()
+        places = {"foreign": tmp_path / "foreign.ckpt", "folder": tmp_path / "folder"}
+        result = fastssd(*(argument.format(**places) for argument in arguments))
+        assert result.exit_code == status
+        assert named in result.stderr
+        assert not result.stdout
+
+    def test_bad_annotations_are_left_out_on_request(self, picture, tmp_path):
+        (tmp_path / "data" / "images").mkdir(parents=True)
+        (tmp_path / "data" / "labels").mkdir()
+        for index in range(8):
+            (tmp_path / "data" / "images" / f"{index}.jpg").write_bytes(picture.read_bytes())
+            (tmp_path / "data" / "labels" / f"{index}.txt").write_text(
+                "0 0.5 0.5 0.2 0.2\n" + "0 0.5 0.5 0 0\n" * (index < 2)
+            )
+        (tmp_path / "data" / "data.yaml").write_text("path: .\ntrain: images\nval: images\nnames: [thing]\n")
+        arguments = ["explain", tmp_path / "data", "--out", tmp_path]
+        result = fastssd(*arguments)
+        assert result.exit_code == 1
+        assert "1.txt:2" in result.stderr
+        assert "--on-error skip" in result.stderr
+        result = fastssd(*arguments, "--on-error", "skip")
+        assert result.exit_code == 0
+        assert "1.txt:2" in result.stderr
+
+    def test_traceback_on_request(self):
+        found = subprocess.run(
+            [sys.executable, "-m", "fastssd", "--debug", "eval", "missing.ckpt", "shapes"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert found.returncode == 1
+        assert "Traceback" in found.stderr
+
+    def test_interrupted_training_says_how_to_go_on(self, tmp_path):
+        folder = tmp_path / "a run"
+        arguments = ["train", "shapes:8", "--epochs", "500", "--batch-size", "4", "--out", str(folder)]
+        with subprocess.Popen(
+            [sys.executable, "-m", "fastssd", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        ) as process:
+            lines = []
+            for line in process.stderr:
+                lines.append(line)
+                if line.startswith("epoch 1/"):
+                    process.send_signal(signal.SIGINT)
+        assert process.returncode == 130, "".join(lines)
+        again = shlex.split(lines[-1].partition(": ")[2])
+        assert again[:2] == ["fastssd", "train"]
+        assert again[again.index("--resume") + 1] == str(folder)
+        assert (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+@needs_training
+def test_defaults_that_the_help_shows_are_those_of_training():
+    from fastssd.cli import train
+    from fastssd.training import TrainConfig
+
+    config = TrainConfig()
+    values = asdict(config) | asdict(config.criterion) | asdict(config.augment)
+    shown = {}
+    for name, annotation in train.__wrapped__.__annotations__.items():
+        if name in values and "option(" in annotation:
+            shown[name] = eval(annotation, vars(sys.modules["fastssd.cli"])).__metadata__[0].show_default
+    assert shown.keys() >= {"epochs", "lr", "neg_pos_ratio", "flip", "precision"}
+    for name in shown.keys() - {"num_workers", "cache"}:  # None there: chosen at run time
+        assert shown[name] == str(values[name]), name
