@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("PIL")
+pytest.importorskip("yaml")
 from PIL import Image, ImageFile
 
 from fastssd.data import (
@@ -318,6 +319,7 @@ def test_coco_box(tmp_path: Path, annotation: dict[str, Any]) -> None:
         "0 0.5 0.5 1.2 0.5",
         "0 nan 0.5 0.1 0.1",
         "0 0.5 0.5 inf 0.1",
+        "0 0.1 0.1 0.5 0.5 nan 0.2",
         "0 0.5 0.5 0.1",
         "0 0.5 0.5 0.1 0.1 0.9",
         "0",
@@ -567,6 +569,7 @@ def test_yolo_label_file_that_cannot_be_used(
     [
         "names: [cat, dog]\ntrain: ../../outside\nval: val/images",
         "names: [cat, dog]\ntrain: /etc\nval: val/images",
+        'names: [cat, dog]\ntrain: "nul\\0"\nval: val/images',
         "names: [cat, dog]\ntrain: missing\nval: val/images",
         "names: [cat, dog]\ntrain: {a: b}\nval: val/images",
         "names: [cat, dog]\nnc: 3\ntrain: train/images\nval: val/images",
@@ -757,6 +760,14 @@ def test_exif_orientation_is_applied(tmp_path: Path, suffix: str, orientation: i
     image = read_image(tmp_path / f"x.{suffix}")
     np.testing.assert_allclose(image[:, :, 0].astype(int), upright, atol=4)
     assert images.image_size(tmp_path / f"x.{suffix}") == upright.shape[::-1]
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_an_orientation_that_does_not_exist_is_upright(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (8, 4)).save(tmp_path / "x.jpg", exif=exif)
+    assert images.image_size(tmp_path / "x.jpg") == read_image(tmp_path / "x.jpg").shape[1::-1] == (8, 4)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif", "ppm"])

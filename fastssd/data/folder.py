@@ -76,6 +76,8 @@ class Root:
 
     def contains(self, path: str) -> bool:
         """Whether `path`, links followed, lies in this folder."""
+        if "\0" in path:  # no file system knows it
+            return False
         directory, name = os.path.split(path)
         if directory not in self._real_directories:  # most pictures share a few folders
             self._real_directories[directory] = os.path.realpath(directory)
@@ -93,8 +95,6 @@ class Root:
         left = False
         for base in bases:
             path = os.path.normpath(os.path.join(base, name))
-            if "\0" in name:
-                break
             if not self.contains(path):
                 left = True
             elif os.path.isfile(path):

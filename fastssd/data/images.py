@@ -34,6 +34,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
@@ -70,7 +71,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     try:
         with open(path, "rb") as file, _open(file) as image:
             width, height = image.size
-            if _orientation(image) >= 5:  # the picture lies on its side
+            if _orientation(image) in _ON_ITS_SIDE:
                 width, height = height, width
             whole = _ends(file, image.format)
     except Exception as error:

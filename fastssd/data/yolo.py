@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -41,7 +42,8 @@ class Yolo:
             base = root.join(*_strings(path, content, "path")) if "path" in content else root.path
             return cls(root, path, _class_names(path, content), sources or _image_folders(root), base)
         if os.path.isdir(root.join("images")) and os.path.isdir(root.join("labels")):
-            path = root.join("classes.txt")
+            paths = [root.join("classes.txt"), root.join("labels", "classes.txt")]
+            path = next(filter(os.path.isfile, paths), paths[0])
             lines = root.read_lines(path) if os.path.isfile(path) else []
             return cls(root, path, dict(enumerate(name for _, name in lines)), _image_folders(root), root.path)
         return None
@@ -105,6 +107,8 @@ def _box(path: str, line: int, row: str, names: dict[int, str]) -> Box:
         raise wrong(path, line, f"{row!r} is not a row of numbers") from None
     if index not in names:
         raise wrong(path, line, f"class {index:g} is unknown; there are {len(names)}, counted from 0")
+    if not all(map(math.isfinite, values)):  # of a polygon it would go unseen
+        raise wrong(path, line, f"{row!r} is not finite")
     name = names[int(index)]
     if len(values) == 4:
         cx, cy, width, height = values
