@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,3 +157,25 @@ class TestDrawDetections:
         assert picture_grid(pictures, columns=2, gap=1).size == (63, 43)
         with pytest.raises(ValueError, match="pictures"):
             picture_grid([])
+
+
+class TestPage:
+    ROOT = Path(__file__).parents[1]
+    TEXT = (ROOT / "docs" / "how-ssd-works.md").read_text()
+
+    def test_excerpts_are_the_code(self) -> None:
+        excerpts = re.findall(r"<!-- (\S+) -->\n```python\n(.*?)```", self.TEXT, re.DOTALL)
+        assert len(excerpts) >= 7
+        for file, excerpt in excerpts:
+            source = (self.ROOT / file).read_text()
+            assert any(textwrap.indent(excerpt, indent) in source for indent in ("    ", " " * 8)), (
+                f"{file} has changed"
+            )
+
+    def test_example_runs(self) -> None:
+        (example,) = re.findall(r"## Try it\n+```python\n(.*?)```", self.TEXT, re.DOTALL)
+        exec(example, {"print": lambda *_: None})
+
+    def test_pictures_are_there_and_drawn_by_the_command(self) -> None:
+        shown = set(re.findall(r"\(images/(\S+)\)", self.TEXT))
+        assert shown == {path.name for path in (self.ROOT / "docs" / "images").iterdir()}
