@@ -45,6 +45,12 @@ class OnError(StrEnum):
     SKIP = "skip"
 
 
+class Accelerator(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
 app = typer.Typer(
     name="fastssd",
     no_args_is_help=True,
@@ -62,16 +68,21 @@ def main() -> None:
     app(prog_name="fastssd")
 
 
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    if version:
+def print_version(wanted: bool) -> None:
+    if wanted:
         import fastssd
 
         print(fastssd.__version__)
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
     if debug:
         os.environ["FASTSSD_DEBUG"] = "1"
 
@@ -145,7 +156,7 @@ Checkpoint = Annotated[
 Skip = Annotated[
     OnError, typer.Option(help="What to do with wrong annotations and pictures: stop, or leave them out and list them.")
 ]
-Accelerator = Annotated[str, typer.Option(help="auto, cpu or gpu.")]
+On = Annotated[Accelerator, typer.Option("--accelerator", help="Where to compute; auto: on a GPU if there is one.")]
 
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -316,7 +327,7 @@ def evaluate(
     data: Data,
     split: Annotated[str | None, typer.Option(help="Split to evaluate on.", show_default="found in DATA")] = None,
     on_error: Skip = OnError.RAISE,
-    accelerator: Accelerator = "auto",
+    accelerator: On = Accelerator.AUTO,
     num_workers: Annotated[
         int | None, typer.Option("--workers", min=0, help="Processes that read pictures.", show_default="chosen")
     ] = None,
@@ -336,7 +347,7 @@ def evaluate(
     name = split or splits_of(data, None, None)[1]
     pictures = load(data, name, on_error, class_names)
     with only_json(as_json):
-        metrics = training.evaluate(path, pictures, accelerator=accelerator, num_workers=num_workers)
+        metrics = training.evaluate(path, pictures, accelerator=accelerator.value, num_workers=num_workers)
     if as_json:
         left_out = [str(problem) for problem in pictures.problems]
         print_json(
@@ -431,23 +442,18 @@ def summary(result: RunResult) -> dict[str, Any]:
 def print_metrics(metrics: Mapping[str, Any] | None) -> None:
     if not metrics:
         return
-    rows = [("all classes", metrics)] if len(metrics["per_class"]) != 1 else []
-    rows += list(metrics["per_class"].items())
+    measures = ("AP50", "AP75", "AP")
+    rows = {"all classes": metrics} if len(metrics["per_class"]) > 1 else {}
+    rows |= metrics["per_class"]
     print_table(
-        [
-            [name, *("-" if found[key] is None else f"{found[key]:.3f}" for key in ("AP50", "AP75", "AP"))]
-            for name, found in rows
-        ],
-        header=("", "AP50", "AP75", "AP"),
-        numbers=True,
+        [[name, *("-" if found[m] is None else f"{found[m]:.3f}" for m in measures)] for name, found in rows.items()],
+        header=("", *measures),
     )
 
 
 def print_paths(result: RunResult) -> None:
     places = {"boxes drawn": result.predictions, "checkpoint": result.best_checkpoint, "run folder": result.run_dir}
-    for name, path in places.items():
-        if path is not None:
-            print(f"{name:<12} {path}")
+    print_table([(name, str(path)) for name, path in places.items() if path is not None])
 
 
 # --- using a trained detector --------------------------------------------------------------------------------------
@@ -466,7 +472,7 @@ def predict(
     ] = 0.45,
     max_detections: Annotated[int, typer.Option(min=1, help="Most boxes a picture.")] = 200,
     draw: Annotated[bool, typer.Option(help="Draw the boxes, or write predictions.json alone.")] = True,
-    accelerator: Accelerator = "auto",
+    accelerator: On = Accelerator.AUTO,
     as_json: Json = False,
 ) -> None:
     """Detect in pictures: draw the boxes with class and score, and write them as JSON.
@@ -491,7 +497,7 @@ def predict(
     path = checkpoint_in(checkpoint, "best")
     pictures = expand(images)
     targets = drawn_paths(pictures, out) if draw else []
-    use_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+    use_gpu = accelerator is Accelerator.GPU or (accelerator is Accelerator.AUTO and torch.cuda.is_available())
     model, made = load_checkpoint(path, "cuda" if use_gpu else "cpu")
     out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
@@ -699,16 +705,11 @@ def info(as_json: Json = False) -> None:
     print_table(rows)
 
 
-def print_table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None, numbers: bool = False) -> None:
-    """Columns of text on stdout, aligned; the first to the left, of numbers the others to the right."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD if header else None, show_header=header is not None, pad_edge=False)
-    for place, title in enumerate(header or [""] * len(rows[0])):
-        table.add_column(title, justify="right" if numbers and place else "left", style="" if place else "bold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(soft_wrap=True).print(table)
+def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
+    """Aligned columns on stdout; under a header the columns after the first are numbers and stand to the right."""
+    lines = [header, *rows] if header else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for number, line in enumerate(lines):
+        cells = [cell.rjust(width) if header else cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        cells[0] = line[0].ljust(widths[0])
+        typer.secho("  ".join(cells).rstrip(), bold=bool(header) and number == 0)

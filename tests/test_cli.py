@@ -98,6 +98,10 @@ print(sorted({"torch", "lightning", "matplotlib", "PIL"} & set(sys.modules)), fi
         assert python(code).stderr.strip() == "[]"
 
 
+def test_version():
+    assert fastssd("--version").stdout.strip() == json.loads(fastssd("info", "--json").stdout)["fastssd"]
+
+
 def test_without_typer_the_extra_is_named():
     found = python("import sys; sys.modules['typer'] = None; from fastssd.cli import main; main()")
     assert found.returncode == 1
@@ -200,6 +204,7 @@ class TestErrors:
             (["train", "shapes", "--nope"], 2, "--nope"),
             (["demo", "--epochs", "1", "--minutes", "1"], 2, "--minutes"),
             (["predict"], 2, "CHECKPOINT"),
+            (["predict", "x.ckpt", "photo.jpg", "--accelerator", "nope"], 2, "nope"),
         ],
     )
     def test_status_and_what_was_wrong(self, arguments, status, named, tmp_path):
