@@ -221,8 +221,6 @@ class DetectorModule(L.LightningModule):
         self.improved = bool(self._evaluated) and (self.best is None or _score(metrics) > _score(self.best))
         if self.improved:
             self.best = {"epoch": self.epochs_done, **metrics}
-        if not self.trainer.is_global_zero:
-            return
         found = f"  AP50 {_score(metrics):.3f}  AP {metrics['AP'] or 0.0:.3f}" if self._evaluated else ""
         self.report(
             f"epoch {self.epochs_done}/{self.config.epochs}  loss {row['loss']:.3f}{found}  {seconds:.1f} s  "

@@ -22,6 +22,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from fastssd._config import __version__
 from fastssd.data import DetectionDataset
@@ -207,13 +208,15 @@ def train(
         resume: a run folder, or a checkpoint in one. Of its configuration only epochs, early_stop, eval_every,
             num_workers, cache and accelerator may be changed.
         progress: show a progress bar.
-        report_line: takes the lines that tell how the run goes.
+        report_line: takes the lines that tell how the run goes, in the first process of a distributed run.
 
     Raises:
         ValueError: data sets or configuration that do not fit together, or a run folder that is in use.
         CheckpointError: the checkpoint to resume from is damaged or foreign.
         NonFiniteLossError: the loss became NaN or infinite; names epoch, batch and pictures.
     """
+    if getattr(rank_zero_only, "rank", 0) != 0:  # set by Lightning
+        report_line = _say_nothing
     class_names = tuple(train_data.class_names)
     if class_names != tuple(eval_data.class_names):
         raise ValueError(f"eval_data has classes {eval_data.class_names}, train_data has {class_names}")
@@ -264,7 +267,7 @@ def train(
         if not interrupted and best.exists():
             predictions = folder / "predictions.png"
             report.draw_predictions(predictions, load_checkpoint(best)[0], eval_data)
-    if interrupted and trainer.is_global_zero:
+    if interrupted:
         report_line(f"stopped by {interrupted}; resume from {last}")
     return RunResult(
         run_dir=folder,
@@ -319,6 +322,10 @@ def evaluate(
         for batch in loader:
             found |= detect_eval_batch(model, batch._replace(images=batch.images.to(device)), config)
     return metrics_of(found, info.class_names)
+
+
+def _say_nothing(line: str) -> None:
+    """What the other processes of a distributed run say."""
 
 
 # --- resuming ----------------------------------------------------------------------------------------------------

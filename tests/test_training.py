@@ -1,0 +1,365 @@
+"""Training: what is learnt, what is reported, and what is on the disk whatever happens."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lightning")
+
+import torch
+
+from fastssd.data import Sample, shapes_dataset
+from fastssd.detection import TINYSSD, Criterion, ImageDetections, TinySSD, detect_batch
+from fastssd.detection.preprocess import to_input
+from fastssd.training import (
+    Augment,
+    CheckpointError,
+    GroundTruth,
+    NonFiniteLossError,
+    TrainConfig,
+    coco_metrics,
+    evaluate,
+    load_checkpoint,
+    train,
+)
+from fastssd.training.checkpoint import read_checkpoint, save_checkpoint
+from fastssd.training.datasets import Resized, train_loader
+
+TINY = replace(TINYSSD, image_size=64, grid_sizes=((8, 8), (4, 4), (2, 2), (1, 1), (1, 1)))
+CONFIG = TrainConfig(preset=TINY, epochs=3, batch_size=2, accelerator="cpu", num_workers=0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return shapes_dataset(7, seed=0, image_size=64), shapes_dataset(4, seed=1, image_size=64)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A run from start to end, with what it said."""
+    said = []
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return train(CONFIG, *data, folder, progress=False, report_line=said.append), said
+
+
+def _weights(path):
+    return load_checkpoint(path)[0].state_dict()
+
+
+# --- learning ----------------------------------------------------------------------------------------------------
+
+
+def test_one_batch_can_be_learnt_by_heart(data):
+    torch.manual_seed(0)
+    pictures = Resized(data[0], 64)
+    still = Augment(flip=0, photometric=0, zoom=0, shift=0)
+    (batch,) = train_loader(pictures, still, batch_size=7, seed=0, num_workers=0)
+    model = TinySSD(len(data[0].class_names), TINY)
+    criterion = Criterion()
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    targets = criterion.match_targets(model.anchors, batch.gt_boxes, batch.gt_labels)
+    images = to_input(batch.images)
+    for _ in range(80):
+        optimizer.zero_grad()
+        criterion(*model(images), targets).total.backward()
+        optimizer.step()
+    found = detect_batch(model.eval(), images, [(1, 1)] * 7)
+    truths = [
+        GroundTruth(boxes.numpy(), labels.numpy(), np.zeros(len(labels), bool))
+        for boxes, labels in zip(batch.gt_boxes, batch.gt_labels, strict=True)
+    ]
+    assert coco_metrics(found, truths, data[0].class_names)["AP50"] > 0.9
+
+
+def test_batches_depend_on_seed_and_epoch_alone(data):
+    def batches(num_workers, epoch, seed=0):
+        loader = train_loader(Resized(data[0], 64), Augment(), batch_size=3, seed=seed, num_workers=num_workers)
+        loader.sampler.set_epoch(epoch)
+        return [(batch.image_ids, batch.images, torch.cat(batch.gt_boxes)) for batch in loader]
+
+    def same(first, second):
+        return all(a[0] == b[0] and all(map(torch.equal, a[1:], b[1:])) for a, b in zip(first, second, strict=True))
+
+    assert same(batches(0, 4), batches(2, 4))
+    assert not same(batches(0, 4), batches(0, 5))
+    assert not same(batches(0, 4), batches(0, 4, seed=1))
+
+
+def test_processes_of_a_distributed_run_share_an_epoch(data):
+    shares = [
+        [index for _, index in train_loader(Resized(data[0], 64), Augment(), batch_size=2, seed=0, **place).sampler]
+        for place in ({"rank": 0, "world_size": 2}, {"rank": 1, "world_size": 2})
+    ]
+    assert [len(share) for share in shares] == [4, 4]
+    assert set(shares[0]) | set(shares[1]) == set(range(7))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_boxes_follow_their_object_through_augmentation(seed):
+    size = 128
+    image = np.zeros((size, size, 3), np.uint8)
+    image[40:90, 20:64] = 255
+    boxes = np.array([[20, 40, 64, 90], [126.5, 3, 127, 3.5]], np.float32) / size
+    augment = Augment(flip=0.5, vertical_flip=0.5, zoom=0.4, shift=0.2, photometric=0.3)
+    moved, kept, labels = augment(image, boxes, np.array([7, 8]), np.random.default_rng(seed))
+    assert labels.tolist() == [7]  # the second is under a pixel
+    y, x = np.nonzero(moved.min(-1) > 150)
+    np.testing.assert_allclose(kept[0] * size, [x.min(), y.min(), x.max() + 1, y.max() + 1], atol=1.5)
+    assert image[0, 0, 0] == 0
+    assert image[50, 50, 0] == 255
+
+
+def test_difficult_boxes_are_not_learnt(data):
+    class Hard:
+        class_names, problems = ("thing",), ()
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            boxes = np.array([[0, 0, 30, 30], [5, 5, 20, 20]], np.float32)
+            return Sample(np.zeros((64, 64, 3), np.uint8), boxes, np.array([1, 1]), "a", np.array([False, True]))
+
+    still = Augment(flip=0, zoom=0, shift=0)
+    (batch,) = train_loader(Resized(Hard(), 64), still, batch_size=1, seed=0)
+    torch.testing.assert_close(batch.gt_boxes[0], torch.tensor([[0, 0, 30, 30]]) / 64)
+
+
+# --- metrics -----------------------------------------------------------------------------------------------------
+
+
+def _found(boxes, scores, labels):
+    return ImageDetections(np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(labels))
+
+
+def test_metrics_by_hand():
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60]], np.float32)
+    truth = GroundTruth(boxes, np.array([1, 1, 2]), np.array([False, False, True]))
+    # Class 1: one exact hit above one miss: recall 0.5 at precision 1. Class 2: nothing but a difficult box.
+    seen = _found([boxes[0], [70, 70, 80, 80], boxes[2]], [0.9, 0.8, 0.99], [1, 1, 2])
+    metrics = coco_metrics([seen], [truth], ("a", "b"))
+    assert metrics["AP50"] == pytest.approx(51 / 101)
+    assert metrics["AP"] == pytest.approx(51 / 101)
+    assert metrics["per_class"]["b"]["AP"] is None
+    nothing = _found([], [], [])
+    assert coco_metrics([nothing], [truth], ("a", "b"))["AP50"] == 0
+    empty = GroundTruth(boxes[:0], np.array([], np.int64), np.array([], bool))
+    assert coco_metrics([seen], [empty], ("a", "b"))["AP50"] is None
+    with pytest.raises(ValueError, match="detections"):
+        coco_metrics([], [truth], ("a", "b"))
+
+
+# --- the run -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_it_promises(run):
+    result, said = run
+    names = {path.relative_to(result.run_dir).as_posix() for path in result.run_dir.rglob("*")}
+    assert {"config.json", "metrics.json", "metrics.csv", "curves.png", "predictions.png"} <= names
+    assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "logs/version_0/metrics.csv"} <= names
+    metrics = json.loads((result.run_dir / "metrics.json").read_text())
+    assert metrics["best"] == result.best
+    assert sum(metrics["timing"]["share"].values()) == pytest.approx(1)
+    with open(result.run_dir / "metrics.csv") as file:
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == [1, 2, 3]
+    assert len(said) == CONFIG.epochs
+    assert result.best["AP50"] == max(row["AP50"] for row in result.history)
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+
+
+def test_evaluate_gives_what_the_run_reported(run, data):
+    result, _ = run
+    reported = {name: value for name, value in result.best.items() if name != "epoch"}
+    assert evaluate(result.best_checkpoint, data[1]) == reported
+    assert evaluate(result.run_dir, data[1]) == reported
+    model, info = load_checkpoint(result.best_checkpoint)
+    assert info.class_names == data[0].class_names
+    assert info.preset == model.preset == TINY
+    assert TrainConfig.from_dict(info.config) == CONFIG
+
+
+class _Signalling:
+    """A data set in whose `after`-th picture this process gets a signal."""
+
+    def __init__(self, data, after, signum):
+        self.data, self.after, self.signum = data, after, signum
+        self.class_names, self.problems = data.class_names, ()
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        self.after -= 1
+        if self.after == 0:
+            os.kill(os.getpid(), self.signum)
+        return self.data[index]
+
+
+@pytest.mark.parametrize(
+    ("signum", "after", "num_workers", "place"),
+    [(signal.SIGTERM, 3, 0, (0, 2)), (signal.SIGINT, 7, 2, (1, 1)), (signal.SIGTERM, 12, 0, (2, 0))],
+)
+def test_a_stopped_run_resumes_to_the_same_weights(run, data, tmp_path, signum, after, num_workers, place):
+    config = replace(CONFIG, cache=False)
+    stopping = _Signalling(data[0], after, signum)
+    before = signal.getsignal(signum)
+    stopped = train(config, stopping, data[1], tmp_path / "run", progress=False, report_line=lambda line: None)
+    assert signal.getsignal(signum) == before
+    assert stopped.interrupted == signal.Signals(signum).name
+    _, info = load_checkpoint(stopped.last_checkpoint)
+    assert (info.epoch, info.batches) == place
+
+    config = replace(config, num_workers=num_workers)
+    resumed = train(config, *data, resume=tmp_path / "run", progress=False, report_line=lambda line: None)
+    whole, _ = run
+    assert resumed.run_dir == tmp_path / "run"
+    assert resumed.best == whole.best
+    for name in ("epoch", "loss", "AP50"):
+        assert [row[name] for row in resumed.history] == pytest.approx([row[name] for row in whole.history])
+    for name, value in _weights(whole.last_checkpoint).items():
+        assert torch.equal(value, _weights(resumed.last_checkpoint)[name]), name
+
+
+def test_a_run_that_is_resumed_keeps_its_choices(run, data):
+    result, _ = run
+    with pytest.raises(ValueError, match="lr"):
+        train(replace(CONFIG, lr=1.0), *data, resume=result.run_dir)
+    with pytest.raises(ValueError, match="holds a run"):
+        train(CONFIG, *data, result.run_dir)
+    with pytest.raises(FileNotFoundError):
+        train(None, *data, resume=result.run_dir / "elsewhere")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
+    config = replace(CONFIG, lr=1e30, gradient_clip=0.0, warmup=0.0)
+    with pytest.raises(NonFiniteLossError) as caught:
+        train(config, *data, tmp_path / "run", progress=False, report_line=lambda line: None)
+    message = str(caught.value)
+    assert "epoch 1, batch 2" in message
+    assert sum(data[0][i].image_id in message for i in range(len(data[0]))) == CONFIG.batch_size
+
+
+def test_a_run_ends_early_without_progress(data, tmp_path):
+    class Bare(_Signalling):
+        def __getitem__(self, index):
+            sample = self.data[index]
+            return sample._replace(boxes=sample.boxes[:0], labels=sample.labels[:0], difficult=sample.difficult[:0])
+
+    config = replace(CONFIG, epochs=9, early_stop=1)
+    nothing_to_find = Bare(data[1], 0, 0)
+    result = train(config, data[0], nothing_to_find, tmp_path / "run", progress=False, report_line=lambda line: None)
+    assert [row["epoch"] for row in result.history] == [1, 2]
+    assert result.best == {"epoch": 1, **evaluate(result.run_dir, nothing_to_find)}
+
+
+def test_other_choices_give_what_was_reported_too(data, tmp_path, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else real(name))
+    config = replace(
+        CONFIG, criterion=Criterion(class_loss="focal"), precision="bf16-mixed", optimizer="sgd", eval_every=2
+    )
+    said = []
+    result = train(config, *data, tmp_path / "run", progress=False, report_line=said.append)
+    assert any("fastssd[train]" in line for line in said)  # no TensorBoard, no logs of it
+    assert [row["AP50"] is None for row in result.history] == [True, False, True]
+    assert result.best["epoch"] == 2
+    assert {"epoch": 2, **evaluate(result.best_checkpoint, data[1])} == result.best
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"optimizer": "lamb"}, {"epochs": 0}, {"warmup": 1.0}, {"eval_every": 9, "epochs": 3}, {"colour": 1}]
+)
+def test_a_wrong_choice_is_an_error(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TrainConfig.from_dict(wrong)
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def _keep_writing(path, checkpoint):
+    while True:
+        save_checkpoint(checkpoint, path)
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(run, tmp_path):
+    checkpoint = read_checkpoint(run[0].last_checkpoint)
+    path = tmp_path / "last.ckpt"
+    save_checkpoint(checkpoint, path)
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        writer = multiprocessing.get_context("fork").Process(target=_keep_writing, args=(path, checkpoint))
+        writer.start()
+        time.sleep(rng.uniform(0.02, 0.15))
+        writer.kill()
+        writer.join()
+        load_checkpoint(path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(run, tmp_path):
+    checkpoint = read_checkpoint(run[0].last_checkpoint)
+    save_checkpoint(checkpoint, tmp_path / "last.ckpt")
+    next(iter(checkpoint["state_dict"].values()))[0] = torch.inf
+    with pytest.raises(CheckpointError, match="finite"):
+        save_checkpoint(checkpoint, tmp_path / "last.ckpt")
+    load_checkpoint(tmp_path / "last.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+class _Malicious:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_is_refused_and_not_executed(run, tmp_path, zipped):
+    checkpoint = read_checkpoint(run[0].last_checkpoint) | {"extra": _Malicious(tmp_path / "executed")}
+    path = tmp_path / "evil.ckpt"
+    if zipped:
+        torch.save(checkpoint, path)
+    else:
+        path.write_bytes(pickle.dumps(checkpoint, protocol=2))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_damaged_and_foreign_files_are_told_apart_from_checkpoints(run, tmp_path):
+    whole = run[0].last_checkpoint.read_bytes()
+    path = tmp_path / "x.ckpt"
+    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"x\.ckpt"):
+            load_checkpoint(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(CheckpointError, match="fastssd"):
+        load_checkpoint(path)
+    checkpoint = read_checkpoint(run[0].last_checkpoint)
+    checkpoint["fastssd"]["class_names"] = ["one"]
+    torch.save(checkpoint, path)
+    with pytest.raises(CheckpointError, match="fit"):
+        load_checkpoint(path)
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(tmp_path / "none.ckpt")
