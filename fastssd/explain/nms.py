@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SCENE = 2.8  # inches, width of the boxes in a panel
 LIST = 1.48  # width of a panel with the list, in widths of the scene
 KEPT, DELETED, WAITING, GONE = style.BLUE, style.VERMILLION, style.INK, style.FAINT
 
@@ -106,7 +107,7 @@ def nms_figure(
 
     shown = sorted(sorted(range(len(steps)), key=lambda i: -len(steps[i].victims))[:max_steps])
     width, height = scene.size
-    figure, axes = style.panels(len(shown) + 2, panel=(4.2, 2.75 * height / width), note_lines=2)
+    figure, axes = style.panels(len(shown) + 2, panel=(SCENE * LIST, SCENE * height / width), note_lines=2)
 
     kept: set[int] = set()
     gone: set[int] = set()
@@ -150,8 +151,6 @@ def _listed(boxes: Sequence[int], names: Sequence[str]) -> str:
 class _Scene:
     """The boxes and beside them the list of scores, in the state that NMS has reached."""
 
-    longest_list = 14
-
     def __init__(
         self,
         boxes: NDArray[np.float64],
@@ -166,6 +165,7 @@ class _Scene:
             self.size = float(corner[0]) * 1.04, float(corner[1]) * 1.04
         else:
             self.size = float(image.shape[1]), float(image.shape[0])
+        self.longest_list = max(5, int(SCENE * self.size[1] / self.size[0] / 0.19))  # lines that the panel has room for
 
     def draw(self, axes: Axes, kept: set[int], gone: set[int], step: NmsStep | None) -> None:
         width, height = self.size
