@@ -16,7 +16,7 @@
 
 namespace fastssd {
 
-bool poll();
+bool poll();  // declared for the kernels in support/poll.h
 
 namespace {
 
@@ -27,7 +27,7 @@ constexpr double kPartNs = 500e3;                               // a part is at 
 constexpr int kPartsPerThread = 4;                              // and small enough to even the threads out
 
 std::atomic<InterruptCheck> interrupt_check{nullptr};
-std::atomic<unsigned> forks{0};  // how often this process is a forked child's child
+std::atomic<unsigned> forks{0};  // that lie behind this process
 
 // One call of parallel_for. Lives on the caller's stack.
 struct Job {

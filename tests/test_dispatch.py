@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 _C = pytest.importorskip("fastssd._C", reason="this build has no compiled kernels")
@@ -107,6 +109,25 @@ def test_an_isa_that_cannot_run_is_an_error() -> None:
         assert result.returncode != 0
         assert "ImportError" in result.stderr
         assert isa in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "keep"),
+    [
+        (None, np.zeros(3), np.zeros(3, np.int64)),
+        (np.zeros((3, 4)), np.zeros(3, np.float32), np.zeros(3, np.int64)),
+        (np.zeros((3, 4)), np.zeros(2), np.zeros(3, np.int64)),
+        (np.zeros((3, 5)), np.zeros(3), np.zeros(3, np.int64)),
+        (np.zeros((3, 8))[:, ::2], np.zeros(3), np.zeros(3, np.int64)),
+        (np.zeros((3, 4), ">f8"), np.zeros(3), np.zeros(3, np.int64)),
+        (np.zeros((3, 4), np.int64), np.zeros(3, np.int64), np.zeros(3, np.int64)),
+        (np.zeros((3, 4)), np.zeros(3), np.zeros(3, np.int32)),
+        (np.zeros((3, 4)), np.zeros(3), np.broadcast_to(np.int64(0), 3)),
+    ],
+)
+def test_the_bindings_refuse_arrays_that_would_crash_a_kernel(boxes: Any, scores: Any, keep: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        _C.nms(boxes, scores, 0.5, keep)
 
 
 def test_no_object_defines_weak_symbols_outside_its_namespace() -> None:

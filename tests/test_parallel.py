@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ pytest.importorskip("fastssd._C", reason="this build has no compiled kernels")
 from fastssd.backends import cpp, threads
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals")
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +58,7 @@ def results() -> list[np.ndarray]:
     decoded = np.empty_like(deltas)
     cpp.decode_boxes(deltas, anchors, 0.1, 0.2, decoded)
     logits = rng.standard_normal((8, 5000, 6)).astype(np.float32) * 2
-    found = [np.empty((8, 100, 4), np.float32), np.empty((8, 100), np.float32)]
+    found: list[Any] = [np.empty((8, 100, 4), np.float32), np.empty((8, 100), np.float32)]
     found += [np.empty((8, 100), np.int64), np.empty((8, 100), np.int64), np.empty(8, np.int64)]
     cpp.postprocess_detections(logits, deltas, anchors, 0.3, 0.45, 200, np.inf, np.inf, 1, 0.1, 0.2, *found)
     return [iou_work(), gt_idx, iou, mined, decoded, *found]
@@ -162,19 +164,39 @@ threads.choose(3)
 """
 
 
-def python(code: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", HEAD + textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+class Script:
+    """A Python process that runs `code` after HEAD; at the end of the test it and its children are gone."""
+
+    def __init__(self, code: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HEAD + textwrap.dedent(code)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> subprocess.Popen[str]:
+        return self.process
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    @property
+    def words(self) -> list[str]:
+        """What it prints, once it has ended."""
+        with self as process:
+            output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        return output.split()
 
 
 @posix
 @pytest.mark.parametrize("kernel", ["serial_kernel", "parallel_kernel"])
 def test_ctrl_c_stops_a_long_kernel(kernel: str) -> None:
-    process = python(f"""
+    script = Script(f"""
         print("ready", flush=True)
         try:
             while True:
@@ -185,20 +207,20 @@ def test_ctrl_c_stops_a_long_kernel(kernel: str) -> None:
         cpp.box_iou(many[:, :500], many[:, :500], small)
         print(not np.isnan(small).any())
     """)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.3)
-    sent = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=20)
-    stopped, works_afterwards = output.split()
-    assert works_afterwards == "True", errors
+    with script as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        sent = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        stopped, works_afterwards = script.words
     assert float(stopped) - sent < 0.3
+    assert works_afterwards == "True"
 
 
 @posix
 def test_a_signal_handler_may_call_kernels() -> None:
-    process = python("""
+    script = Script("""
         parallel_kernel()
         ref = out.copy()
         calls = []
@@ -212,13 +234,12 @@ def test_a_signal_handler_may_call_kernels() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(len(calls) > 0, np.array_equal(ref, out), all(np.array_equal(calls[0], call) for call in calls))
     """)
-    output, errors = process.communicate(timeout=60)
-    assert output.split() == ["True"] * 3, errors
+    assert script.words == ["True"] * 3
 
 
 @posix
 def test_a_signal_handler_that_forks_ends_the_kernel_in_the_child_only() -> None:
-    process = python("""
+    script = Script("""
         children = []
         def handler(*_):
             if not children:
@@ -231,26 +252,25 @@ def test_a_signal_handler_that_forks_ends_the_kernel_in_the_child_only() -> None
             os._exit(7)
         print(os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
     """)
-    output, errors = process.communicate(timeout=60)
-    assert output.split() == ["7"], errors
+    assert script.words == ["7"]
 
 
+@posix
 @pytest.mark.parametrize("kernel", ["serial_kernel", "parallel_kernel"])
 def test_exit_while_a_daemon_thread_is_in_a_kernel(kernel: str) -> None:
-    process = python(f"""
+    script = Script(f"""
         def forever():
             while True:
                 {kernel}()
         threading.Thread(target=forever, daemon=True).start()
         time.sleep(0.2)
     """)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 0, errors
+    assert script.words == []
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and a limit on memory")
+@linux
 def test_without_memory_for_threads_the_caller_works_alone_and_without_any_it_is_an_error() -> None:
-    process = python("""
+    script = Script("""
         a = boxes(1000)[None]
         ref, comp = np.empty((1, 1000, 1000), np.float32), np.empty((1, 1000, 1000), np.float32)
         n = 4_000_000
@@ -267,5 +287,16 @@ def test_without_memory_for_threads_the_caller_works_alone_and_without_any_it_is
         except MemoryError:
             print("MemoryError")
     """)
-    output, errors = process.communicate(timeout=60)
-    assert output.split() == ["True", "MemoryError"], errors
+    assert script.words == ["True", "MemoryError"]
+
+
+@linux
+def test_workers_leave_signals_to_the_program() -> None:
+    script = Script("""
+        own = set(os.listdir("/proc/self/task"))
+        parallel_kernel()
+        for worker in set(os.listdir("/proc/self/task")) - own:
+            status = dict(line.split(":\\t", 1) for line in open(f"/proc/self/task/{worker}/status"))
+            print(int(status["SigBlk"], 16) >> (signal.SIGINT - 1) & 1)
+    """)
+    assert script.words == ["1", "1"]

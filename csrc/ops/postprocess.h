@@ -4,7 +4,7 @@
 // when their turn comes, and each class runs through NMS. The kept of all classes are sorted once more, and the best
 // are written.
 //
-// Source: SSD paper, section 3 (inference: section 2.2 of the code it describes).
+// Source: SSD paper, section 3.7 (inference time).
 #pragma once
 
 #include "dispatch.h"
