@@ -462,7 +462,7 @@ def print_paths(result: RunResult) -> None:
 @command()
 def predict(
     checkpoint: Checkpoint,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Pictures, or folders of pictures.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES", help="Pictures, or folders of pictures.")],
     out: Annotated[Path, typer.Option(help="Folder for the drawn pictures and predictions.json.")] = Path(
         "predictions"
     ),
