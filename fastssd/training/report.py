@@ -18,6 +18,7 @@ from fastssd.training.checkpoint import write_file
 
 SHOWN = 6  # pictures
 SHOWN_SCORE = 0.4
+SHOWN_SIZE = 320  # pixels, at least: tags need room
 
 
 def write_metrics(
@@ -80,7 +81,7 @@ def draw_predictions(path: Path, model: SSD, data: DetectionDataset) -> None:
     images = [data[int(index)].image for index in indices]
     found = detect(model, images, score_threshold=SHOWN_SCORE)
     drawn = [
-        draw_detections(image, seen.boxes, seen.labels, seen.scores, data.class_names)
+        draw_detections(image, seen.boxes, seen.labels, seen.scores, data.class_names, min_size=SHOWN_SIZE)
         for image, seen in zip(images, found, strict=True)
     ]
     buffer = io.BytesIO()
