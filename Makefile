@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test lint format table images clean
+.PHONY: help demo test lint format table bench bench-compare images clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -46,9 +46,26 @@ format: $(READY)
 table: $(READY)
 	$(BIN)/python -m tests.table
 
+# Our operators and their peers, timed side by side in an environment of its own: docs/benchmarks.md.
+BENCH := .bench-venv/bin
+.bench-venv/.ready: pyproject.toml CMakeLists.txt $(SOURCES)
+	@echo "== Environment in .bench-venv: the peers (torchvision brings gigabytes) and fastssd, compiled from this tree"
+	test -x $(BENCH)/python || $(PYTHON) -m venv .bench-venv
+	$(BENCH)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BENCH)/python -m pip install --quiet --group bench
+	$(BENCH)/python -m pip install --quiet --editable .
+	@touch $@
+
+bench: .bench-venv/.ready
+	$(BENCH)/python benchmarks/report.py
+
+# Two commits in alternating runs: make bench-compare A=main~1 B=main
+bench-compare: .bench-venv/.ready
+	$(BENCH)/python benchmarks/compare.py $(A) $(B)
+
 # The pictures of docs/how-ssd-works.md.
 images: $(READY)
 	$(BIN)/python -m fastssd.explain docs/images
 
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) .bench-venv build dist runs

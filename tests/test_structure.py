@@ -17,7 +17,7 @@ PACKAGE = Path(fastssd.__file__).parent
 # A layer may import those after it, and itself. What stands in one tuple stands side by side.
 LAYERS = [
     ("cli", "__main__"),
-    ("training", "compat"),
+    ("training", "compat", "benchmark"),
     ("detection", "explain", "data"),
     ("ops",),
     ("_config",),

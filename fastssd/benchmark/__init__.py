@@ -1,0 +1,6 @@
+"""Benchmarks: the same workloads for our backends and for every peer that imports."""
+
+from fastssd.benchmark.measure import Measurement, environment, measure
+from fastssd.benchmark.workloads import Workload, workloads
+
+__all__ = ["Measurement", "Workload", "environment", "measure", "workloads"]
