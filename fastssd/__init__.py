@@ -14,7 +14,8 @@ from fastssd._config import __version__, set_num_threads, show_config
 from fastssd.backends import use_backend
 
 if TYPE_CHECKING:
-    from fastssd.detection import SSD, Criterion, Preset, TinySSD
+    from fastssd.detection import SSD, Criterion, Preset, TinySSD, detect
+    from fastssd.training import load_checkpoint
 
 # Loaded on first use, because they import torch.
 _LAZY = {
@@ -22,6 +23,8 @@ _LAZY = {
     "SSD": "fastssd.detection",
     "Preset": "fastssd.detection",
     "Criterion": "fastssd.detection",
+    "detect": "fastssd.detection",
+    "load_checkpoint": "fastssd.training",
 }
 
 __all__ = [
@@ -30,6 +33,8 @@ __all__ = [
     "Preset",
     "TinySSD",
     "__version__",
+    "detect",
+    "load_checkpoint",
     "ops",
     "set_num_threads",
     "show_config",
