@@ -36,7 +36,8 @@ INTERRUPTED = 130
 LISTED = 20  # problems of a data set that are shown
 MOST_EXPLAINED = 24  # boxes in a picture of NMS
 SMALLEST_DRAWN = 512  # pixels; smaller pictures are enlarged, so that tags can be read
-DEMO_PICTURES, DEMO_EPOCHS, DEMO_QUICK = 1000, 10, 10
+DEMO_PICTURES, DEMO_QUICK = 600, 10
+DEMO_EPOCHS, DEMO_BATCH = 7, 8  # small batches: many steps in little time
 TRAINING, LOSS, AUGMENTATION, HARDWARE = "Training", "Matching and losses", "Augmentation", "Hardware"
 
 
@@ -193,7 +194,7 @@ def demo(
 
     data = f"shapes:{DEMO_QUICK if quick else DEMO_PICTURES}"
     train_data, eval_data = load(data, "train", OnError.RAISE), load(data, "test", OnError.RAISE)
-    config = training.TrainConfig(epochs=epochs or (1 if quick else DEMO_EPOCHS), batch_size=8 if quick else 16)
+    config = training.TrainConfig(epochs=epochs or (1 if quick else DEMO_EPOCHS), batch_size=DEMO_BATCH)
     if minutes is not None:
         config = replace(config, epochs=epochs_in(minutes * 60, config, train_data))
     say(
