@@ -229,7 +229,7 @@ void grid_anchors(int64_t height, int64_t width, py::handle shapes_, py::handle 
 
 // --- iou ------------------------------------------------------------------------------------------------------------
 
-// choose(Kernels<T>) names the kernel.
+// choose(Kernels<T>) names the kernel; ns_per_pair is for float.
 template <typename Choose>
 void pairwise(py::handle boxes1_, py::handle boxes2_, py::handle out_, double ns_per_pair, const Choose& choose) {
     const Array boxes1 = input("boxes1", boxes1_, {kAny, kAny, 4});
@@ -241,22 +241,22 @@ void pairwise(py::handle boxes1_, py::handle boxes2_, py::handle out_, double ns
         using T = decltype(zero);
         const T *const from1 = boxes1.as<T>(), *const from2 = boxes2.as<T>();
         T* const to = out.as<T>();
-        launch(batch * n, static_cast<double>(m) * ns_per_pair,
+        launch(batch * n, static_cast<double>(m) * ns_per_pair * (sizeof(T) / sizeof(float)),
                [&](int64_t begin, int64_t end) { choose(kernels->of(zero))(from1, from2, n, m, begin, end, to); });
     });
 }
 
 void box_iou(py::handle boxes1, py::handle boxes2, py::handle out) {
-    pairwise(boxes1, boxes2, out, 0.5, [](const auto& k) { return k.box_iou; });
+    pairwise(boxes1, boxes2, out, 0.27, [](const auto& k) { return k.box_iou; });
 }
 void generalized_box_iou(py::handle boxes1, py::handle boxes2, py::handle out) {
-    pairwise(boxes1, boxes2, out, 1, [](const auto& k) { return k.generalized_box_iou; });
+    pairwise(boxes1, boxes2, out, 0.6, [](const auto& k) { return k.generalized_box_iou; });
 }
 void distance_box_iou(py::handle boxes1, py::handle boxes2, py::handle out) {
-    pairwise(boxes1, boxes2, out, 1, [](const auto& k) { return k.distance_box_iou; });
+    pairwise(boxes1, boxes2, out, 0.75, [](const auto& k) { return k.distance_box_iou; });
 }
 void complete_box_iou(py::handle boxes1, py::handle boxes2, py::handle out) {
-    pairwise(boxes1, boxes2, out, 40, [](const auto& k) { return k.complete_box_iou; });
+    pairwise(boxes1, boxes2, out, 1.2, [](const auto& k) { return k.complete_box_iou; });
 }
 
 void paired_box_iou(py::handle boxes1_, py::handle boxes2_, py::handle out_) {
