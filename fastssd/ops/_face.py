@@ -1,6 +1,11 @@
 """What every operator's face does: take arrays or tensors, check them once, and give back what the caller uses.
 
 torch is never imported here: a tensor can only reach us if the caller has imported it.
+
+A face has two ways. The short one is a single call, ``shortcuts.NAME(...)`` of :mod:`fastssd.backends`: where the backend
+has one and the arguments are what kernels want, it gives the result in less than a microsecond. Else it gives None, and
+the face goes the long way through the helpers below, which convert, explain what is wrong, and care for gradients. Both
+give the same result; the long way alone is complete.
 """
 
 from __future__ import annotations
