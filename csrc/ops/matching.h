@@ -202,6 +202,23 @@ class Matcher {
         is_met_[b] = true;
     }
 
+    // Asks for the blocks that may reach the bar, which rises.
+    struct Bar {
+        const T& bar;
+
+        uint64_t groups(const T* most) const { return at_least(most, bar); }
+        uint64_t blocks(const T* most, int64_t) const { return at_least(most, bar); }
+    };
+
+    // Also for those that may better one of their anchors.
+    struct Demand {
+        const T &bar, floor;
+        const T* least;
+
+        uint64_t groups(const T* most) const { return at_least(most, bar) | above(most, floor); }
+        uint64_t blocks(const T* most, int64_t first) const { return at_least(most, bar) | above(most, least + first); }
+    };
+
     Claim<T> meet_anchors(const Box<T>& box, Index gt) {
         Claim<T> claim;
         work_ = 20 * index_.num_groups;
@@ -212,33 +229,21 @@ class Matcher {
             first = index_.likeliest(box);
             meet_block(first, box, gt, claim, bar);
         }
-        index_.search(
-            box, [&](T most) { return most > floor_ || most >= bar; },
-            [&](T most, int64_t b) { return most > least_[b] || most >= bar; },
-            [&](int64_t b) {
-                if (b != first) meet_block(b, box, gt, claim, bar);
-            });
+        index_.search(box, Demand{bar, floor_, least_.data()}, [&](int64_t b) {
+            if (b != first) meet_block(b, box, gt, claim, bar);
+        });
         return claim;
     }
 
     void meet_block(int64_t b, const Box<T>& box, Index gt, Claim<T>& claim, T& bar) {
         T iou[kBlock];
         index_.blocks[b].iou(box, iou);
-        T* FASTSSD_RESTRICT const best = best_.data() + b * kBlock;
-        Index* FASTSSD_RESTRICT const best_gt = best_gt_.data() + b * kBlock;
-        const uint64_t claims = mask_of<T>([&](int i) { return iou[i] >= bar; });
-        T least[kBlock];
-        for (int64_t i = 0; i < kBlock; ++i) {
-            const bool better = iou[i] > best[i];
-            best[i] = least[i] = better ? iou[i] : best[i];
-            best_gt[i] = better ? gt : best_gt[i];
-        }
-        for (int64_t half = kBlock / 2; half > 0; half /= 2) {
-            for (int64_t i = 0; i < half; ++i) least[i] = smaller(least[i], least[i + half]);
-        }
-        least_[b] = least[0];
+        T* const best = best_.data() + b * kBlock;
+        keep_larger(iou, gt, best, best_gt_.data() + b * kBlock);
+        least_[b] = least_of(best);
         note(b);
         work_ += kBlock;
+        const uint64_t claims = at_least(iou, bar);
         if (claims == 0) return;
         for (uint64_t left = claims; left != 0; left &= left - 1) {
             const int64_t i = lowest_bit(left);
@@ -348,11 +353,10 @@ class Matcher {
         int64_t size = 0;
         T bar = Claim<T>().bar(), iou[kBlock];
         int64_t work = 20 * index_.num_groups;
-        const auto wants = [&](T most, int64_t = 0) { return most >= bar; };
-        index_.search(box, wants, wants, [&](int64_t b) {
+        index_.search(box, Bar{bar}, [&](int64_t b) {
             index_.blocks[b].iou(box, iou);
             work += kBlock;
-            for (uint64_t left = mask_of<T>([&](int i) { return iou[i] >= bar; }); left != 0; left &= left - 1) {
+            for (uint64_t left = at_least(iou, bar); left != 0; left &= left - 1) {
                 const int64_t i = lowest_bit(left);
                 const Claim<T> here{iou[i], index_.blocks[b].anchor[i]};
                 if (taken_[here.anchor] || (size == length && !here.before(list[size - 1]))) continue;
@@ -374,8 +378,7 @@ class Matcher {
             const Box<T> box(gt_boxes + 4 * g);
             const T wanted = claims[g].iou;
             int64_t work = 20 * index_.num_groups;
-            const auto wants = [&](T most, int64_t = 0) { return most >= wanted; };
-            index_.search(box, wants, wants, [&](int64_t b) {
+            index_.search(box, Bar{wanted}, [&](int64_t b) {
                 T iou[kBlock];
                 index_.blocks[b].iou(box, iou);
                 const int64_t size = index_.size_of(b);

@@ -8,38 +8,16 @@
 #include "ops/boxes.h"
 #include "ops/iou.h"
 #include "support/buffer.h"
+#include "support/masks.h"
 #include "support/math.h"
 #include "support/poll.h"
 #include "support/sort.h"
 
-#if defined(_MSC_VER)
-#include <intrin.h>
-#endif
-
 namespace fastssd::FASTSSD_ISA {
 
-constexpr int64_t kBlock = 16;  // anchors in a block, blocks in a group, groups in a row of bounds
+constexpr int64_t kBlock = kMaskWidth;  // anchors in a block, blocks in a group, groups in a row of bounds
 
 inline int64_t blocks_for(int64_t n) { return (n + kBlock - 1) / kBlock; }
-
-// The place of the lowest bit; there must be one.
-inline int64_t lowest_bit(uint64_t bits) {
-#if defined(_MSC_VER)
-    unsigned long place;
-    _BitScanForward64(&place, bits);
-    return static_cast<int64_t>(place);
-#else
-    return __builtin_ctzll(bits);
-#endif
-}
-
-// Bit i says wants(i), for i under kBlock. As wide as T, so that it vectorises with the comparisons inside.
-template <typename T, typename Wants>
-uint64_t mask_of(const Wants& wants) {
-    KeyOf<T> mask = 0;
-    for (int i = 0; i < kBlock; ++i) mask |= wants(i) ? KeyOf<T>(1) << i : KeyOf<T>(0);
-    return mask;
-}
 
 // What encloses the boxes of each of 16 sets: the hull, the largest width and height, the smallest area.
 template <typename T>
@@ -135,25 +113,21 @@ class AnchorIndex {
         }
     }
 
-    // Calls visit(block) for the blocks whose bound passes wants_block(bound, block), in groups whose bound passes
-    // wants_group(bound). A visit may make both more demanding, never less.
-    template <typename WantsGroup, typename WantsBlock, typename Visit>
-    void search(const Box<T>& box, const WantsGroup& wants_group, const WantsBlock& wants_block,
-                const Visit& visit) const {
+    // Calls visit(block) for the blocks that may matter: demand.groups(bounds) and demand.blocks(bounds, first block)
+    // say which of 16 do, where a bound is an IoU that no anchor inside exceeds.
+    template <typename Demand, typename Visit>
+    void search(const Box<T>& box, const Demand& demand, const Visit& visit) const {
         T of_group[kBlock], of_block[kBlock];
         for (int64_t row = 0; row < num_rows; ++row) {
             of_groups[row].most(box, of_group);
-            uint64_t groups = mask_of<T>([&](int i) { return wants_group(of_group[i]); });
-            for (; groups != 0; groups &= groups - 1) {
-                const int64_t lane = lowest_bit(groups), group = row * kBlock + lane, first = group * kBlock;
+            for (uint64_t groups = demand.groups(of_group); groups != 0; groups &= groups - 1) {
+                const int64_t group = row * kBlock + lowest_bit(groups), first = group * kBlock;
                 if (group >= num_groups) return;
-                if (!wants_group(of_group[lane])) continue;
                 of_blocks[group].most(box, of_block);
-                uint64_t wanted = mask_of<T>([&](int i) { return wants_block(of_block[i], first + i); });
-                for (; wanted != 0; wanted &= wanted - 1) {
-                    const int64_t i = lowest_bit(wanted);
-                    if (first + i >= num_blocks) return;
-                    if (wants_block(of_block[i], first + i)) visit(first + i);
+                for (uint64_t left = demand.blocks(of_block, first); left != 0; left &= left - 1) {
+                    const int64_t block = first + lowest_bit(left);
+                    if (block >= num_blocks) return;
+                    visit(block);
                 }
             }
         }
@@ -165,11 +139,11 @@ class AnchorIndex {
         int64_t group = 0;
         for (int64_t row = 0; row < num_rows; ++row) {
             of_groups[row].most(box, most);
-            const T here = max_of(most, kBlock);
-            if (here > best) best = here, group = row * kBlock + index_of(most, here);
+            const T here = most_of(most);
+            if (here > best) best = here, group = row * kBlock + place_of(most, here);
         }
         of_blocks[group].most(box, most);
-        return group * kBlock + index_of(most, max_of(most, kBlock));
+        return group * kBlock + place_of(most, most_of(most));
     }
 
   private:
@@ -182,6 +156,8 @@ class AnchorIndex {
         std::memcpy(&bits, &value, sizeof bits);
         return bits >> 22 & 511;
     }
+
+    static int64_t place_of(const T* values, T most) { return lowest_bit(at_least(values, most)); }
 
     static uint64_t spread(uint64_t x) {  // a zero after each of 16 bits
         x = (x | x << 8) & 0x00FF00FF;
