@@ -1,5 +1,5 @@
 // Anchors, which are the same in every call, laid out so that a box meets only those that can matter to it. They are
-// sorted by area, by shape and along a Morton curve, and cut into blocks of 16; 16 blocks are a group. A block and a
+// divided by halves, as in a k-d tree over place and size, into blocks of 16; 16 blocks are a group. A block and a
 // group have bounds, and from the bounds follows an IoU that no anchor inside exceeds. The bound is computed by the
 // very operations of iou_of, each of which is monotone after rounding too, so it holds to the last bit and needs no
 // margin.
@@ -11,7 +11,6 @@
 #include "support/masks.h"
 #include "support/math.h"
 #include "support/poll.h"
-#include "support/sort.h"
 
 namespace fastssd::FASTSSD_ISA {
 
@@ -95,21 +94,19 @@ class AnchorIndex {
     int64_t size_of(int64_t block) const { return smaller(kBlock, num_anchors - block * kBlock); }
 
     void build(const T* anchors) {
-        Buffer<Entry<uint64_t>> keys(num_anchors), scratch(num_anchors);
-        if (!write_keys(anchors, keys.data())) return;
-        const Entry<uint64_t>* const sorted = sort_entries(keys.data(), scratch.data(), num_anchors);
+        Buffer<Member> members(num_anchors);
+        for (int64_t a = 0; a < num_anchors; ++a) members[a] = member_of(anchors, a);
         Pacer pacer;
+        if (!divide(members.data(), num_anchors, pacer)) return;
         for (int64_t i = 0; i < num_groups; ++i) of_blocks[i].clear();
         for (int64_t i = 0; i < num_rows; ++i) of_groups[i].clear();
         for (int64_t b = 0; b < num_blocks; ++b) {
-            fill(b, anchors, sorted + b * kBlock, size_of(b));
-            if (pacer.cancelled(20 * kBlock)) return;
-        }
-        for (int64_t b = 0; b < num_blocks; ++b) {
+            fill(b, anchors, members.data() + b * kBlock, size_of(b));
             const Bounds<T>& from = of_blocks[b / kBlock];
             const int64_t i = b % kBlock, group = b / kBlock;
             of_groups[group / kBlock].widen(group % kBlock, from.x1[i], from.y1[i], from.x2[i], from.y2[i],
                                             from.width[i], from.height[i], from.area[i]);
+            if (pacer.cancelled(20 * kBlock)) return;
         }
     }
 
@@ -147,60 +144,89 @@ class AnchorIndex {
     }
 
   private:
-    static constexpr T kOffCentre = T(1.19);  // squares and powers of two are common: they must not lie on an edge
-
-    // Half an octave, from the exponent and one bit of the fraction.
-    static uint64_t half_octave(T positive) {
-        const float value = static_cast<float>(positive * kOffCentre);
-        uint32_t bits;
-        std::memcpy(&bits, &value, sizeof bits);
-        return bits >> 22 & 511;
-    }
+    // Where the anchors are divided: centre and logarithm of the size, with which the IoU of neighbours falls alike.
+    struct Member {
+        float at[4];
+        uint32_t anchor;
+    };
 
     static int64_t place_of(const T* values, T most) { return lowest_bit(at_least(values, most)); }
 
-    static uint64_t spread(uint64_t x) {  // a zero after each of 16 bits
-        x = (x | x << 8) & 0x00FF00FF;
-        x = (x | x << 4) & 0x0F0F0F0F;
-        x = (x | x << 2) & 0x33333333;
-        return (x | x << 1) & 0x55555555;
+    static float finite_or_zero(T x) {
+        const float value = static_cast<float>(x);
+        return is_finite(value) ? value : 0;
     }
 
-    static uint64_t cell(T at, T low, T scale) {
-        const T place = (at - low) * scale;
-        return place >= T(0) && place <= T(65535) ? static_cast<uint64_t>(place) : 0;
+    static Member member_of(const T* anchors, int64_t a) {
+        const T* const box = anchors + 4 * a;
+        return {{finite_or_zero(box[0] / 2 + box[2] / 2), finite_or_zero(box[1] / 2 + box[3] / 2),
+                 finite_or_zero(std::log(box[2] - box[0])), finite_or_zero(std::log(box[3] - box[1]))},
+                static_cast<uint32_t>(a)};
     }
 
-    bool write_keys(const T* anchors, Entry<uint64_t>* keys) const {
-        T low_x = kInf<T>, low_y = kInf<T>, high_x = -kInf<T>, high_y = -kInf<T>;
-        Pacer pacer;
-        for (int64_t a = 0; a < num_anchors; ++a) {
-            const T* const box = anchors + 4 * a;
-            const T x = box[0] / 2 + box[2] / 2, y = box[1] / 2 + box[3] / 2;
-            low_x = smaller(x, low_x), high_x = larger(x, high_x);
-            low_y = smaller(y, low_y), high_y = larger(y, high_y);
-            if (pacer.cancelled(4)) return false;
+    // Sorts into groups, and these into blocks, by halves along the axis in which the members differ most.
+    static bool divide(Member* members, int64_t size, Pacer& pacer) {
+        if (size <= kBlock) return true;
+        if (pacer.cancelled(20 * size)) return false;
+        const int64_t unit = size > kBlock * kBlock ? kBlock * kBlock : kBlock;
+        const int64_t half = ((size + unit - 1) / unit + 1) / 2 * unit;
+        select(members, size, half, widest_axis(members, size));
+        return divide(members, half, pacer) && divide(members + half, size - half, pacer);
+    }
+
+    static int widest_axis(const Member* members, int64_t size) {
+        float low[4], high[4];
+        for (int axis = 0; axis < 4; ++axis) low[axis] = high[axis] = members[0].at[axis];
+        for (int64_t i = 1; i < size; ++i) {
+            for (int axis = 0; axis < 4; ++axis) {
+                low[axis] = smaller(members[i].at[axis], low[axis]);
+                high[axis] = larger(members[i].at[axis], high[axis]);
+            }
         }
-        const T scale_x = T(65535) / (high_x - low_x), scale_y = T(65535) / (high_y - low_y);
-        for (int64_t a = 0; a < num_anchors; ++a) {
-            const T* const box = anchors + 4 * a;
-            const uint64_t x = cell(box[0] / 2 + box[2] / 2, low_x, scale_x);
-            const uint64_t y = cell(box[1] / 2 + box[3] / 2, low_y, scale_y);
-            const uint64_t area = half_octave(area_of(box)), shape = half_octave((box[2] - box[0]) / (box[3] - box[1]));
-            keys[a] = {area << 41 | shape << 32 | spread(x) << 1 | spread(y), static_cast<uint32_t>(a)};
-            if (pacer.cancelled(8)) return false;
+        int widest = 0;
+        float most = -1;
+        for (int axis = 0; axis < 4; ++axis) {
+            const int log_size = axis | 2;  // distances count in sizes
+            const float unit = axis == log_size ? 1 : std::exp((low[log_size] + high[log_size]) / 2);
+            const float spread = (high[axis] - low[axis]) / unit;
+            if (spread > most) most = spread, widest = axis;
         }
-        return true;
+        return widest;
     }
 
-    void fill(int64_t b, const T* anchors, const Entry<uint64_t>* members, int64_t size) {
+    // Puts the lowest `count` first (Hoare's selection); count < size.
+    static void select(Member* members, int64_t size, int64_t count, int axis) {
+        for (int64_t begin = 0, end = size; end - begin > 1;) {
+            const float a = members[begin].at[axis], b = members[(begin + end) / 2].at[axis];
+            const float c = members[end - 1].at[axis];
+            const float pivot = larger(smaller(a, b), smaller(larger(a, b), c));
+            int64_t i = begin, j = end - 1;
+            while (i <= j) {
+                while (members[i].at[axis] < pivot) ++i;
+                while (pivot < members[j].at[axis]) --j;
+                if (i > j) break;
+                const Member member = members[i];
+                members[i++] = members[j];
+                members[j--] = member;
+            }
+            if (count <= j) {
+                end = j + 1;
+            } else if (count >= i) {
+                begin = i;
+            } else {
+                return;
+            }
+        }
+    }
+
+    void fill(int64_t b, const T* anchors, const Member* members, int64_t size) {
         AnchorBlock<T>& block = blocks[b];
         for (int64_t i = 0; i < kBlock; ++i) {
             constexpr T kNowhere[4] = {};
-            const T* const box = i < size ? anchors + 4 * static_cast<int64_t>(members[i].index) : kNowhere;
+            const T* const box = i < size ? anchors + 4 * static_cast<int64_t>(members[i].anchor) : kNowhere;
             block.x1[i] = box[0], block.y1[i] = box[1], block.x2[i] = box[2], block.y2[i] = box[3];
             block.area[i] = area_of(box);
-            block.anchor[i] = i < size ? members[i].index : 0;
+            block.anchor[i] = i < size ? members[i].anchor : 0;
             if (i >= size) continue;
             of_blocks[b / kBlock].widen(b % kBlock, box[0], box[1], box[2], box[3], box[2] - box[0], box[3] - box[1],
                                         block.area[i]);
