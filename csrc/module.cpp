@@ -17,6 +17,7 @@
 #include "dispatch.h"
 #include "operand.h"
 #include "parallel.h"
+#include "plan_cache.h"
 
 namespace py = pybind11;
 
@@ -348,6 +349,24 @@ py::object direct_paired_box_iou(py::handle boxes1_, py::handle boxes2_) {
 
 // --- matching -------------------------------------------------------------------------------------------------------
 
+template <typename T>
+PlanCache<T> plans;  // guarded by the GIL
+
+template <typename T>
+typename PlanCache<T>::Entry plan_of(const T* anchors, int64_t num_anchors) {
+    typename PlanCache<T>::Entry plan;
+    launch(static_cast<double>(num_anchors), [&, known = plans<T>] { plan = known.find(anchors, num_anchors); });
+    if (plan == nullptr) {
+        const auto made =
+            std::make_shared<AnchorPlan<T>>(anchors, num_anchors, kernels->of(T()).anchor_plan_size(num_anchors));
+        launch(60.0 * static_cast<double>(num_anchors),
+               [&] { kernels->of(T()).plan_anchors(anchors, num_anchors, made->data()); });
+        plan = made;
+    }
+    plans<T>.use(plan);
+    return plan;
+}
+
 // What match_anchors and assign_targets have in common; run(task, anchors, ns_per_image) starts the kernel.
 template <typename T, typename Run>
 void with_match_task(const Array& anchors_, const Array& gt_boxes_, const Array& offsets_, double iou_threshold,
@@ -359,10 +378,8 @@ void with_match_task(const Array& anchors_, const Array& gt_boxes_, const Array&
     const int64_t* const offsets = offsets_.as<int64_t>();
     check_offsets(offsets, images, num_gt);
 
-    const std::unique_ptr<T[]> plan(new T[static_cast<std::size_t>(kernels->of(T()).anchor_plan_size(num_anchors))]);
-    launch(4.0 * static_cast<double>(num_anchors),
-           [&] { kernels->of(T()).plan_anchors(anchors, num_anchors, plan.get()); });
-    const MatchTask<T> task{plan.get(),
+    const auto plan = plan_of(anchors, num_anchors);
+    const MatchTask<T> task{plan->data(),
                             num_anchors,
                             gt_boxes,
                             offsets,
@@ -372,7 +389,7 @@ void with_match_task(const Array& anchors_, const Array& gt_boxes_, const Array&
                             gt_idx.as<int64_t>(),
                             nullptr};
     const double gt_per_image = static_cast<double>(num_gt) / static_cast<double>(images > 0 ? images : 1);
-    run(task, anchors, static_cast<double>(num_anchors) * (2 + gt_per_image));
+    run(task, anchors, static_cast<double>(num_anchors) * (1 + gt_per_image / 8));
 }
 
 void match_anchors(py::handle anchors_, py::handle gt_boxes_, py::handle offsets_, double iou_threshold,
