@@ -26,7 +26,7 @@ void encode(const T* box_xyxy, const T* anchor_xyxy, T center_variance, T size_v
 
 // One axis of a box. On numbers rather than on boxes, so that a loop over columns vectorises.
 template <typename T>
-void decode(T center_delta, T size_delta, T anchor_low, T anchor_high, T center_variance, T size_variance, T& low,
+FASTSSD_INLINE void decode(T center_delta, T size_delta, T anchor_low, T anchor_high, T center_variance, T size_variance, T& low,
             T& high) {
     const T anchor_size = anchor_high - anchor_low;
     const T center = center_delta * center_variance * anchor_size + (anchor_low + anchor_high) / 2;

@@ -9,6 +9,7 @@
 
 #include "dispatch.h"
 #include "support/buffer.h"
+#include "support/lanes.h"
 #include "support/math.h"
 #include "support/poll.h"
 #include "support/select.h"
@@ -42,7 +43,7 @@ class Miner {
 
   private:
     using Key = SignedKeyOf<T>;
-    static constexpr int64_t kLanes = 16;
+    static constexpr int64_t kLanes = Lanes<Key>::kCount, kMostRows = 32;
     static constexpr Key kLowest = std::numeric_limits<Key>::min();  // may not be mined
 
     static int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
@@ -74,24 +75,17 @@ class Miner {
     // Keys and anchors that hold the `wanted` largest keys (all that may be mined, if they are fewer), and few others.
     int64_t collect(int64_t wanted) {
         // A group is a lane of `size` consecutive rows of kLanes anchors.
-        int64_t size = 32;
+        int64_t size = kMostRows;
         while (size > 1 && n_ < 8 * wanted * size) size /= 2;
         const int64_t stride = kLanes * size, num_groups = (n_ + stride - 1) / stride * kLanes;
-        for (int64_t g = 0; g < num_groups; ++g) groups_[g] = kLowest;
+        Key keys[kLanes * kMostRows];
         for (int64_t begin = 0; begin < n_; begin += stride) {
-            Key* FASTSSD_RESTRICT const most = groups_.data() + begin / size;
-            const int64_t rows = smaller(size, (n_ - begin) / kLanes);
-            for (int64_t row = 0; row < rows; ++row) {
-                const int64_t first = begin + row * kLanes;
-                for (int64_t i = 0; i < kLanes; ++i) {
-                    most[i] = larger(key_of(loss_[first + i], positive_[first + i]), most[i]);
-                }
-            }
-            const int64_t first = begin + rows * kLanes;
-            if (rows == size) continue;
-            for (int64_t i = 0; first + i < n_; ++i) {
-                most[i] = larger(key_of(loss_[first + i], positive_[first + i]), most[i]);
-            }
+            const int64_t used = smaller(stride, n_ - begin);
+            for (int64_t i = 0; i < used; ++i) keys[i] = key_of(loss_[begin + i], positive_[begin + i]);
+            for (int64_t i = used; i < stride; ++i) keys[i] = kLowest;
+            Lanes<Key> most(keys);
+            for (int64_t i = kLanes; i < stride; i += kLanes) most = larger(Lanes<Key>(keys + i), most);
+            most.store(groups_.data() + begin / size);
         }
         const Key bound = bound_of_largest(groups_.data(), num_groups, wanted, wanted + wanted / 8, kLowest + 1);
         int64_t num_found = 0;

@@ -14,6 +14,7 @@
 #include "ops/iou.h"
 #include "support/buffer.h"
 #include "support/exp.h"
+#include "support/lanes.h"
 #include "support/math.h"
 #include "support/poll.h"
 #include "support/select.h"
@@ -140,7 +141,7 @@ class Postprocessor {
   private:
     using Candidate = Entry<KeyOf<T>>;  // index: anchor * num_classes + class
     using Key = SignedKeyOf<T>;
-    static constexpr int64_t kLanes = 16, kBlock = 16;
+    static constexpr int64_t kLanes = Lanes<T>::kCount, kBlock = 16;
     static constexpr int64_t kFirstCandidates = 1024, kFirstKept = 256;
     static constexpr int64_t kMany = 8192;  // candidates; up to here it does not pay to look for the best
 
@@ -175,11 +176,11 @@ class Postprocessor {
         set_limit(round_down(T(), task_.score_threshold));
         for (int64_t a = 0; a < task_.num_anchors; ++a, logits += num_classes) {
             if (pacer.cancelled(num_classes / 4 + 2)) return;
-            const T most = max_of(logits + 1, num_classes - 1);
-            if (!(most - (softmax ? logits[0] : T(0)) > logit_limit_)) continue;
+            const T background = softmax ? logits[0] : T(0);
+            if (!may_pass(logits, background)) continue;
             std::memcpy(row_.data(), logits, static_cast<std::size_t>(num_classes) * sizeof(T));
-            const T base = softmax ? larger(logits[0], most) : T(0);
-            if (softmax && cut_ && !(most - base - mean_spread(base) > spread_limit_)) continue;
+            const T base = softmax ? max_lanes(row_.data(), width_).largest() : T(0);
+            if (softmax && cut_ && !(mean_below(base) > spread_limit_)) continue;
             add_candidates(base, a * num_classes);
             if (count_ >= full) {
                 cut(best);
@@ -188,23 +189,26 @@ class Postprocessor {
         }
     }
 
-    // A lower bound of the mean of logit - base. By Jensen, the sum of their exponentials is at least that of its
-    // exponential for each class. What lies below -32 is too small to count in the sum and is raised to it.
-    T mean_spread(T base) const {
-        constexpr T kLeast = -32;
-        T sums[kLanes] = {};
-        for (int64_t begin = 0; begin < width_; begin += kLanes) {
-            for (int64_t i = 0; i < kLanes; ++i) sums[i] += larger(row_[begin + i] - base, kLeast);
-        }
-        return (sum_of(sums) - kLeast * static_cast<T>(width_ - task_.num_classes)) / static_cast<T>(task_.num_classes);
+    // Whether a score of this row may pass the limit: the softmax of a logit is at most what it would be if there were
+    // only it and the background.
+    bool may_pass(const T* logits, T background) const {
+        const int64_t n = task_.num_classes - 1;
+        if (n >= kLanes) return any_above(max_lanes(logits + 1, n) - Lanes<T>(background), Lanes<T>(logit_limit_));
+        T most = -kInf<T>;
+        for (int64_t c = 1; c <= n; ++c) most = larger(logits[c], most);
+        return most - background > logit_limit_;
     }
 
-    // In a fixed order, that the rounding is the same on every instruction set.
-    static T sum_of(T* lanes) {
-        for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-            for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    // How far the logits of row_ lie below base, the largest, on average; at most that. By Jensen, the sum of their
+    // exponentials is at least as if each lay there. What is 32 below is too small to count in the sum, so that its
+    // distance is taken as that.
+    T mean_below(T base) const {
+        constexpr T kMost = 32;
+        Lanes<T> sums(T(0));
+        for (int64_t begin = 0; begin < width_; begin += kLanes) {
+            sums = sums + larger(Lanes<T>(row_.data() + begin) - Lanes<T>(base), Lanes<T>(-kMost));
         }
-        return lanes[0];
+        return (-sums.sum() - kMost * static_cast<T>(width_ - task_.num_classes)) / static_cast<T>(task_.num_classes);
     }
 
     // --- candidates
@@ -216,11 +220,9 @@ class Postprocessor {
         T divisor = 1;
         if (task_.activation == Activation::softmax) {
             for (int64_t i = 0; i < width_; ++i) values[i] = exp_of(row[i] - base);
-            T sums[kLanes] = {};
-            for (int64_t begin = 0; begin < width_; begin += kLanes) {
-                for (int64_t i = 0; i < kLanes; ++i) sums[i] += values[begin + i];
-            }
-            divisor = sum_of(sums);
+            Lanes<T> sums(T(0));
+            for (int64_t begin = 0; begin < width_; begin += kLanes) sums = sums + Lanes<T>(values + begin);
+            divisor = sums.sum();
         } else if (task_.activation == Activation::sigmoid) {
             for (int64_t i = 0; i < width_; ++i) values[i] = T(1) / (T(1) + exp_of(-row[i]));
         } else {
@@ -237,9 +239,7 @@ class Postprocessor {
         indices_.reserve(count_ + width_, count_);
         for (int64_t begin = 0; begin < width_; begin += kLanes) {
             const T* const values = values_.data() + begin;
-            Key any = 0;
-            for (int64_t i = 0; i < kLanes; ++i) any |= static_cast<Key>(values[i] >= least);
-            if (any == 0) continue;
+            if (!any_reaches(Lanes<T>(values), Lanes<T>(least))) continue;
             T scores[kLanes];
             for (int64_t i = 0; i < kLanes; ++i) scores[i] = values[i] / divisor;
             for (int64_t i = 0; i < kLanes; ++i) {

@@ -22,7 +22,7 @@ struct ExpTerms<float> {
     static constexpr float log2_high = 0.693359375f, log2_low = -0.000212194440055f, rounder = 12582912.0f;
     static constexpr int fraction_bits = 23, bias = 127;
 
-    static float tail(float r) {
+    static FASTSSD_INLINE float tail(float r) {
         return (((0.00139261835877f * r + 0.00836317905227f) * r + 0.0416665546172f) * r + 0.166665769697f) * r + 0.5f;
     }
 };
@@ -33,7 +33,7 @@ struct ExpTerms<double> {
                             rounder = 6755399441055744.0;
     static constexpr int fraction_bits = 52, bias = 1023;
 
-    static double tail(double r) {
+    static FASTSSD_INLINE double tail(double r) {
         constexpr double c[] = {0.5,
                                 0.1666666666666666745,
                                 0.04166666666662412787,
@@ -52,7 +52,7 @@ struct ExpTerms<double> {
 
 // 2^n for whole n, of which `shifted` is n + rounder.
 template <typename T>
-T power_of_2(T shifted) {
+FASTSSD_INLINE T power_of_2(T shifted) {
     using Terms = ExpTerms<T>;
     KeyOf<T> bits;
     std::memcpy(&bits, &shifted, sizeof(T));
@@ -63,7 +63,7 @@ T power_of_2(T shifted) {
 }
 
 template <typename T>
-T exp_of(T x) {
+FASTSSD_INLINE T exp_of(T x) {
     using Terms = ExpTerms<T>;
     constexpr T kLog2OfE = T(1.4426950408889634074);
     x = x < Terms::least ? Terms::least : x;  // NaN stays

@@ -11,6 +11,13 @@
 
 #define FASTSSD_RESTRICT __restrict
 
+// For what loops must see through to vectorise, where the compiler deems it too long.
+#if defined(_MSC_VER)
+#define FASTSSD_INLINE __forceinline
+#else
+#define FASTSSD_INLINE inline __attribute__((always_inline))
+#endif
+
 namespace fastssd::FASTSSD_ISA {
 
 template <typename T>
@@ -43,26 +50,19 @@ bool is_finite(T x) {
     return x - x == T(0);
 }
 
-// The largest of n numbers, -inf if there are none; NaN is passed over. In lanes, so that it vectorises; the last lanes
-// may overlap those before.
+// The largest of n numbers, -inf if there are none; NaN is passed over. In lanes, so that it vectorises.
 template <typename T>
 T max_of(const T* values, int64_t n) {
     constexpr int64_t kLanes = 16;
-    T most = -kInf<T>;
-    if (n < kLanes) {
-        for (int64_t i = 0; i < n; ++i) most = larger(values[i], most);
-        return most;
+    T most[kLanes];
+    for (T& lane : most) lane = -kInf<T>;
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        for (int64_t lane = 0; lane < kLanes; ++lane) most[lane] = larger(values[i + lane], most[lane]);
     }
-    T lanes[kLanes];
-    for (T& lane : lanes) lane = most;
-    for (int64_t begin = 0; begin < n; begin += kLanes) {
-        const T* const from = values + smaller(begin, n - kLanes);
-        for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = larger(from[lane], lanes[lane]);
-    }
-    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-        for (int64_t lane = 0; lane < width; ++lane) lanes[lane] = larger(lanes[lane + width], lanes[lane]);
-    }
-    return lanes[0];
+    for (; i < n; ++i) most[0] = larger(values[i], most[0]);
+    for (int64_t lane = 1; lane < kLanes; ++lane) most[0] = larger(most[lane], most[0]);
+    return most[0];
 }
 
 // The first place of `value`, which must be there.
