@@ -287,11 +287,13 @@ class Postprocessor {
             if (!any_reaches(Lanes<T>(values), Lanes<T>(least))) continue;
             T scores[kLanes];
             for (int64_t i = 0; i < kLanes; ++i) scores[i] = values[i] / divisor;
+            int64_t count = count_;
             for (int64_t i = 0; i < kLanes; ++i) {
-                std::memcpy(&keys_[count_], &scores[i], sizeof(T));
-                indices_[count_] = static_cast<uint32_t>(first_index + begin + i);
-                count_ += static_cast<int64_t>(scores[i] > limit_);
+                std::memcpy(&keys_[count], &scores[i], sizeof(T));
+                indices_[count] = static_cast<uint32_t>(first_index + begin + i);
+                count += static_cast<int64_t>(scores[i] > limit_);
             }
+            count_ = count;
         }
     }
 
@@ -300,9 +302,10 @@ class Postprocessor {
         const Key least = bound_of_largest(keys_.data(), count_, best, best + best / 8, Key(0));
         int64_t left = 0;
         for (int64_t i = 0; i < count_; ++i) {
-            keys_[left] = keys_[i];
+            const Key key = keys_[i];
+            keys_[left] = key;
             indices_[left] = indices_[i];
-            left += static_cast<int64_t>(keys_[left] >= least);
+            left += static_cast<int64_t>(key >= least);
         }
         count_ = left;
         cut_ = true;
