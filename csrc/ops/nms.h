@@ -1,7 +1,8 @@
 // Non-maximum suppression. Candidates (finite box, score not NaN) are sorted by falling score and turned into columns.
-// The first block of the living is settled pair by pair; what it keeps is then run over all the rest in vectorised
-// loops, tile by tile; the survivors move up and the next block begins. Crowded input thus shrinks fast. With groups,
-// each group is settled alone and the kept are gathered in order of score.
+// Few, or crowded: the first block of the living is settled pair by pair; what it keeps is run over all the rest in
+// vectorised loops, tile by tile; the survivors move up and the next block begins. Crowded input thus shrinks fast.
+// Where it does not, each box is looked up in a grid of those kept (support/grid.h), which costs n log n altogether.
+// With groups, each group is settled alone and the kept are gathered in order of score.
 #pragma once
 
 #include "dispatch.h"
@@ -133,11 +134,11 @@ class Suppressor {
             int64_t work = kAhead * 16;
             for (int64_t i = 0; i < count; ++i) {
                 const Box<T> box(boxes_, begin + i);
-                if (box.area > T(0) && box.area < kInf<T>) {
+                if (BoxGrid<T>::can_overlap(box.area)) {
                     if (grid.suppresses(box, places[i], work)) continue;
                     grid.insert(box, places[i]);
                 }
-                keep(ids_[begin + i]);  // a box without area, or with an infinite one, has an IoU of 0 with all
+                keep(ids_[begin + i]);
             }
             if (pacer_.cancelled(work)) return false;
         }
@@ -174,7 +175,11 @@ int64_t nms(const T* boxes, const T* scores, int64_t n, double iou_threshold, in
     int64_t count = 0, kept = 0;
     const Entry<KeyOf<T>>* const order = sort_by_score(boxes, scores, n, entries.data(), scratch.data(), count);
     Suppressor<T> suppressor(count);
-    for (int64_t i = 0; i < count; ++i) suppressor.set(i, boxes + 4 * int64_t{order[i].index}, order[i].index);
+    for (int64_t i = 0; i < count; ++i) {
+        constexpr int64_t kAhead = 24;
+        FASTSSD_PREFETCH(boxes + 4 * int64_t{order[smaller(i + kAhead, count - 1)].index});
+        suppressor.set(i, boxes + 4 * int64_t{order[i].index}, order[i].index);
+    }
     suppressor.run(count, round_down(T(), iou_threshold), [&](uint32_t id) { keep[kept++] = id; });
     return kept;
 }

@@ -3,11 +3,10 @@
 //
 // An IoU over t bounds how far two boxes may differ: the ratio of their widths (heights) lies in (t, 1 / t), and their
 // centres lie closer than a multiple of the larger width. So boxes are put in classes by size, a factor of 4 wide, each
-// with square cells (after scaling by the mean width and height) in proportion. A box goes into every cell, of its
-// own class and of larger classes within the ratio, where the centre of a box of that class may lie that overlaps it
-// too much; the cell that holds the centre of a box then knows all, and is asked in the box's own class and in larger
-// ones. Cells are places in one hash table: what lands there by accident costs time and changes nothing, since the
-// overlap is computed anyway. Memory is linear in the number of boxes, whatever their coordinates.
+// with cells in proportion: a box of this class or of a smaller one reaches half a cell at most. A box lies in the cell
+// of its centre, in its own class and in the larger ones within the ratio; it is compared with what lies in the two by
+// two cells around its centre, in the same classes. Cells are places in one hash table: what lands there by accident
+// costs time and changes nothing, since the overlap is computed anyway. Memory is linear in the number of boxes.
 #pragma once
 
 #include <cstdint>
@@ -58,13 +57,15 @@ class BoxGrid {
         : test_(test),
           num_buckets_(buckets_for(n)),
           blocks_(2 * num_buckets_),
-          links_(2 * num_buckets_),
+          next_(2 * num_buckets_),
           last_bucket_(static_cast<uint32_t>(num_buckets_ - 1)) {
         std::memset(blocks_.data(), 0, static_cast<std::size_t>(num_buckets_) * sizeof(Block));
-        std::memset(links_.data(), 0, static_cast<std::size_t>(num_buckets_) * sizeof(Link));
         used_ = num_buckets_;
         measure(boxes, n);
     }
+
+    // An IoU with a box of no area, or of one too large for its type, is 0.
+    static bool can_overlap(T area) { return (area > T(0)) & (area < kInf<T>); }
 
     struct Square {
         uint32_t buckets[4];  // of two cells by two: first the one that holds the centre
@@ -116,9 +117,19 @@ class BoxGrid {
     // One cache line for float. Places that are not taken hold boxes of no extent, which overlap nothing.
     struct Block {
         Lanes<T> x1, y1, x2, y2;
-    };
-    struct Link {
-        uint32_t next, count;
+
+        bool full() const { return taken(kLaneCount - 1); }
+        bool taken(int lane) const { return x2.get(lane) > x1.get(lane); }
+
+        // True where that makes it full.
+        bool add(const Box<T>& box) {
+            const int lane = taken(0) + taken(1) + taken(2);  // no loop: it would end anywhere
+            x1.set(lane, box.x1);
+            y1.set(lane, box.y1);
+            x2.set(lane, box.x2);
+            y2.set(lane, box.y2);
+            return lane == kLaneCount - 1;
+        }
     };
     static int64_t buckets_for(int64_t n) {
         int64_t buckets = 64;
@@ -135,13 +146,11 @@ class BoxGrid {
     // 1 is twice the mean: there a class ends, so that most boxes are in the one below.
     T size_of(T width, T height) const { return positive_part(larger(width * scale_[kX], height * scale_[kY])); }
 
-    static bool can_overlap(T area) { return area > T(0) && area < kInf<T>; }
-
     void measure(const BoxColumns<T>& boxes, int64_t n) {
         constexpr int64_t kWide = 16;
         T width[kWide] = {}, height[kWide] = {}, distance[kWide] = {};
         const auto see = [&](int64_t i, int64_t lane) {
-            const bool counts = (boxes.area[i] > T(0)) & (boxes.area[i] < kInf<T>);
+            const bool counts = can_overlap(boxes.area[i]);
             const T x = larger(boxes.x2[i], -boxes.x1[i]), y = larger(boxes.y2[i], -boxes.y1[i]);
             width[lane] = larger(width[lane], counts ? boxes.x2[i] - boxes.x1[i] : T(0));
             height[lane] = larger(height[lane], counts ? boxes.y2[i] - boxes.y1[i] : T(0));
@@ -186,7 +195,7 @@ class BoxGrid {
         for (int c = last_class_; c >= 0; --c, largest /= 4) {
             for (int axis = 0; axis < 2; ++axis) {
                 inverse_[c][axis] = clamped(1 / (2 * (1 - t + 0.02) * largest * unit[axis] + 16 * slack));
-                half_[c][axis] = clamped((1 - t + 0.01) * largest * unit[axis]);
+                most_reach_[c][axis] = clamped((1 - t + 0.01) * largest * unit[axis]);
             }
         }
     }
@@ -214,7 +223,7 @@ class BoxGrid {
     };
     Span span(T center, T width, int c, Axis axis) const {
         const T inverse = inverse_[c][axis];
-        const T reach = smaller(width * reach_, half_[c][axis]) + slack_;
+        const T reach = smaller(width * reach_, most_reach_[c][axis]) + slack_;
         const auto own = static_cast<uint64_t>(cell(center * inverse));
         const auto first = static_cast<uint64_t>(cell((center - reach) * inverse));
         const auto last = static_cast<uint64_t>(cell((center + reach) * inverse));
@@ -237,10 +246,10 @@ class BoxGrid {
                 if (block_suppresses(blocks_[b[i]], box)) return true;
             }
         }
-        if ((links_[b[0]].next | links_[b[1]].next | links_[b[2]].next | links_[b[3]].next) == 0) return false;
+        if (!(blocks_[b[0]].full() | blocks_[b[1]].full() | blocks_[b[2]].full() | blocks_[b[3]].full())) return false;
         for (int i = 0; i < 4; ++i) {
             if ((i % 2 == 1 && b[i] == b[i - 1]) || (i >= 2 && b[i] == b[i - 2])) continue;  // asked already
-            for (uint32_t next = links_[b[i]].next; next != 0; next = links_[next].next) {
+            for (uint32_t next = b[i]; blocks_[next].full() && (next = next_[next]) != 0;) {
                 work += 4;
                 if (block_suppresses(blocks_[next], box)) return true;
             }
@@ -283,37 +292,30 @@ class BoxGrid {
     }
 
     void append(uint32_t b, const Box<T>& box) {
-        while (links_[b].count == kLaneCount) {
-            if (links_[b].next == 0) {
+        while (blocks_[b].full()) {
+            if (next_[b] == 0) {
                 blocks_.reserve(used_ + 1, used_);
-                links_.reserve(used_ + 1, used_);
+                next_.reserve(used_ + 1, used_);
                 std::memset(&blocks_[used_], 0, sizeof(Block));
-                links_[used_] = {0, 0};
-                links_[b].next = static_cast<uint32_t>(used_++);
+                next_[b] = static_cast<uint32_t>(used_++);
             }
-            b = links_[b].next;
+            b = next_[b];
         }
-
-        const uint32_t lane = links_[b].count++;
-        Block& block = blocks_[b];
-        block.x1.set(lane, box.x1);
-        block.y1.set(lane, box.y1);
-        block.x2.set(lane, box.x2);
-        block.y2.set(lane, box.y2);
+        if (blocks_[b].add(box)) next_[b] = 0;
     }
 
     static constexpr double kMargin = 1e-5;  // far above the rounding of any bound
 
     const OverlapTest<T> test_;
     const int64_t num_buckets_;
-    Buffer<Block> blocks_;  // the buckets, then what they overflow into
-    Buffer<Link> links_;    // of each block
+    Buffer<Block> blocks_;   // the buckets, then what they overflow into
+    Buffer<uint32_t> next_;  // of each full block: where it overflows into, or 0
     int64_t used_;
     T scale_[2], most_ratio_, reach_, slack_;
     const uint32_t last_bucket_;
     int last_class_;
-    T half_[kClasses][2];     // ... how far apart overlapping centres can be at most
-    T inverse_[kClasses][2];  // of the extent of a cell in each class up to the last
+    // Of each class up to the last: 1 / the extent of a cell, and what its boxes reach at most.
+    T inverse_[kClasses][2], most_reach_[kClasses][2];
 };
 
 }  // namespace fastssd::FASTSSD_ISA

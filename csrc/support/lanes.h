@@ -44,7 +44,8 @@ struct Lanes {
     };
 
     static Lanes all(T x) { return {typename LanesOf<T>::Type{x, x, x, x}}; }
-    void set(uint32_t lane, T x) { reinterpret_cast<T*>(&v)[lane] = x; }
+    T get(int lane) const { return v[lane]; }
+    void set(int lane, T x) { v[lane] = x; }
 
     friend Lanes operator+(const Lanes& a, const Lanes& b) { return {a.v + b.v}; }
     friend Lanes operator-(const Lanes& a, const Lanes& b) { return {a.v - b.v}; }
@@ -79,7 +80,8 @@ struct Lanes {
     static Lanes all(T x) {
         return each([&](int) { return x; });
     }
-    void set(uint32_t lane, T x) { v[lane] = x; }
+    T get(int lane) const { return v[lane]; }
+    void set(int lane, T x) { v[lane] = x; }
 
     friend Lanes operator+(const Lanes& a, const Lanes& b) {
         return each([&](int i) { return a.v[i] + b.v[i]; });
