@@ -20,9 +20,10 @@ namespace fastssd::FASTSSD_ISA {
 template <typename T>
 class Suppressor {
   public:
-    explicit Suppressor(int64_t n) : block_(BoxColumns<T>::kColumns * n), boxes_(block_.data(), n), ids_(n), dead_(n) {}
+    explicit Suppressor(int64_t n)
+        : block_(BoxColumns<T>::kColumns * padded(n)), boxes_(block_.data(), padded(n)), ids_(n), dead_(padded(n)) {}
 
-    void set(int64_t i, const T* box, uint32_t id) {
+    FASTSSD_INLINE void set(int64_t i, const T* box, uint32_t id) {
         boxes_.set(i, box);
         ids_[i] = id;
     }
@@ -34,6 +35,8 @@ class Suppressor {
             for (int64_t i = 0; i < n; ++i) keep(ids_[i]);
             return true;
         }
+        constexpr T kNoBox[4] = {};
+        for (int64_t i = n; i < padded(n); ++i) boxes_.set(i, kNoBox);
         const OverlapTest<T> test(limit);
         const bool tiny = any_tiny(n);
         bool crowded = n < kGridFrom || tiny || is_crowded(n, test);
@@ -63,12 +66,12 @@ class Suppressor {
     }
 
   private:
-    static constexpr int64_t kHead = 64, kTile = 512, kGridFrom = 256;
+    static constexpr int64_t kHead = 64, kTile = 512, kGridFrom = 256, kStep = 8;
     using Flag = typename Bits<T>::Signed;  // as wide as T, so that the sweep vectorises
 
     // Sweeping a block over the living costs each about a quarter of a nanosecond for every box kept, and the grid
     // about 15 ns once. What is left after many blocks shrinks by the same share each time.
-    static bool sweeping_pays(int64_t kept, int64_t killed, int64_t swept) { return 60 * killed > kept * swept; }
+    static bool sweeping_pays(int64_t kept, int64_t killed, int64_t swept) { return 120 * killed > kept * swept; }
 
     // Tries a block on a sample.
     bool is_crowded(int64_t n, const OverlapTest<T>& test) {
@@ -86,7 +89,7 @@ class Suppressor {
     // The first `head` pair by pair; kept[] are the places of those that are kept.
     int64_t settle(int64_t head, const OverlapTest<T>& test, bool tiny, int64_t* kept) {
         int64_t num_kept = 0;
-        for (int64_t i = 0; i < head; ++i) dead_[i] = 0;
+        for (int64_t i = 0; i < padded(head); ++i) dead_[i] = 0;
         for (int64_t i = 0; i < head; ++i) {
             if (dead_[i]) continue;
             kept[num_kept++] = i;
@@ -95,13 +98,18 @@ class Suppressor {
         return num_kept;
     }
 
-    // Marks what `box` suppresses.
+    static int64_t padded(int64_t n) { return (n + kStep - 1) & -kStep; }
+
+    // Marks what `box` suppresses, from the last multiple of kStep before `begin` to the next one after `end`: so no
+    // vectorised loop has a rest, which costs more than the few boxes. Nobody reads the marks on those settled before.
     void sweep(const Box<T>& box, int64_t begin, int64_t end, const OverlapTest<T>& test, bool tiny) {
-        Flag* FASTSSD_RESTRICT const dead = dead_.data();
+        begin &= -kStep;
+        const int64_t size = padded(end) - begin;
+        Flag* FASTSSD_RESTRICT const dead = dead_.data() + begin;
         Flag unsure = 0;
         if (!tiny) {
-            for (int64_t i = begin; i < end; ++i) {
-                const Box<T> other(boxes_, i);
+            for (int64_t i = 0; i < size; ++i) {
+                const Box<T> other(boxes_, begin + i);
                 const T inter = intersection(box, other), areas = box.area + other.area;
                 const Flag surely = static_cast<Flag>(inter > test.high * areas);
                 unsure |= static_cast<Flag>(inter > test.low * areas) ^ surely;
@@ -109,15 +117,15 @@ class Suppressor {
             }
             if (unsure == 0) return;
         }
-        for (int64_t i = begin; i < end; ++i) {
-            const Box<T> other(boxes_, i);
+        for (int64_t i = 0; i < size; ++i) {
+            const Box<T> other(boxes_, begin + i);
             dead[i] |= static_cast<Flag>(test.exact(intersection(box, other), box.area + other.area));
         }
     }
 
     bool any_tiny(int64_t n) const {
         Flag any = 0;
-        for (int64_t i = 0; i < n; ++i) {
+        for (int64_t i = 0; i < padded(n); ++i) {
             any |= static_cast<Flag>((boxes_.area[i] > T(0)) & (boxes_.area[i] < OverlapTest<T>::kLeastArea));
         }
         return any != 0;
@@ -153,7 +161,7 @@ class Suppressor {
 };
 
 template <typename T>
-bool usable(const T* box, T score) {
+FASTSSD_INLINE bool usable(const T* box, T score) {
     return is_finite(nan_unless_finite(box[0], box[1], box[2], box[3])) && score == score;
 }
 

@@ -15,7 +15,7 @@
 #include "ops/boxes.h"
 #include "ops/iou.h"
 #include "support/buffer.h"
-#include "support/lanes.h"
+#include "support/four.h"
 #include "support/math.h"
 #include "support/sort.h"
 
@@ -46,7 +46,7 @@ struct OverlapTest {
     }
 
     // Where the union is 0 or NaN so is the quotient NaN; it is negative for no pair.
-    bool exact(T inter, T areas) const { return inter / (areas - inter) > limit; }
+    FASTSSD_INLINE bool exact(T inter, T areas) const { return inter / (areas - inter) > limit; }
 };
 
 template <typename T>
@@ -65,7 +65,7 @@ class BoxGrid {
     }
 
     // An IoU with a box of no area, or of one too large for its type, is 0.
-    static bool can_overlap(T area) { return (area > T(0)) & (area < kInf<T>); }
+    static FASTSSD_INLINE bool can_overlap(T area) { return (area > T(0)) & (area < kInf<T>); }
 
     struct Square {
         uint32_t buckets[4];  // of two cells by two: first the one that holds the centre
@@ -78,7 +78,7 @@ class BoxGrid {
     };
 
     // Does not look into the table, but starts to load what suppresses() will need.
-    Place locate(const Box<T>& box) const {
+    FASTSSD_INLINE Place locate(const Box<T>& box) const {
         Place place;
         place.x = box.x1 * T(0.5) + box.x2 * T(0.5);
         place.y = box.y1 * T(0.5) + box.y2 * T(0.5);
@@ -93,7 +93,7 @@ class BoxGrid {
     }
 
     // Whether a box of the grid overlaps `box` by more than the threshold. Adds what it cost, in ns, to `work`.
-    bool suppresses(const Box<T>& box, const Place& place, int64_t& work) const {
+    FASTSSD_INLINE bool suppresses(const Box<T>& box, const Place& place, int64_t& work) const {
         if (square_suppresses(place.square, box, work)) return true;
         for (int c = place.first + 1; c <= place.last; ++c) {
             if (square_suppresses(square(c, place), box, work)) return true;
@@ -101,7 +101,7 @@ class BoxGrid {
         return false;
     }
 
-    void insert(const Box<T>& box, const Place& place) {
+    FASTSSD_INLINE void insert(const Box<T>& box, const Place& place) {
         append(place.square.buckets[0], box);
         for (int c = place.first + 1; c <= place.last; ++c) {
             append(square(c, place).buckets[0], box);
@@ -116,19 +116,19 @@ class BoxGrid {
 
     // One cache line for float. Places that are not taken hold boxes of no extent, which overlap nothing.
     struct Block {
-        Lanes<T> x1, y1, x2, y2;
+        Four<T> x1, y1, x2, y2;
 
-        bool full() const { return taken(kLaneCount - 1); }
-        bool taken(int lane) const { return x2.get(lane) > x1.get(lane); }
+        FASTSSD_INLINE bool full() const { return taken(kFour - 1); }
+        FASTSSD_INLINE bool taken(int lane) const { return x2.get(lane) > x1.get(lane); }
 
         // True where that makes it full.
-        bool add(const Box<T>& box) {
+        FASTSSD_INLINE bool add(const Box<T>& box) {
             const int lane = taken(0) + taken(1) + taken(2);  // no loop: it would end anywhere
             x1.set(lane, box.x1);
             y1.set(lane, box.y1);
             x2.set(lane, box.x2);
             y2.set(lane, box.y2);
-            return lane == kLaneCount - 1;
+            return lane == kFour - 1;
         }
     };
     static int64_t buckets_for(int64_t n) {
@@ -137,14 +137,16 @@ class BoxGrid {
         return buckets;
     }
 
-    static int class_of(T size) {
+    static FASTSSD_INLINE int class_of(T size) {
         KeyOf<T> bits;
         std::memcpy(&bits, &size, sizeof(T));
         return static_cast<int>(((bits >> kMantissaBits) + 1) >> 1);
     }
 
     // 1 is twice the mean: there a class ends, so that most boxes are in the one below.
-    T size_of(T width, T height) const { return positive_part(larger(width * scale_[kX], height * scale_[kY])); }
+    FASTSSD_INLINE T size_of(T width, T height) const {
+        return positive_part(larger(width * scale_[kX], height * scale_[kY]));
+    }
 
     void measure(const BoxColumns<T>& boxes, int64_t n) {
         constexpr int64_t kWide = 16;
@@ -206,13 +208,13 @@ class BoxGrid {
     }
 
     // Rises with `at`, and that is all that is asked of it.
-    static int64_t cell(T at) {
+    static FASTSSD_INLINE int64_t cell(T at) {
         constexpr T kMost = T(4e18);
         return static_cast<int64_t>(larger(smaller(at, kMost), -kMost));
     }
 
     // The cells within reach of the centre, which are two at most on each axis.
-    Square square(int c, const Place& place) const {
+    FASTSSD_INLINE Square square(int c, const Place& place) const {
         const Span x = span(place.x, place.width, c, kX), y = span(place.y, place.height, c, kY);
         const uint64_t own_row = row(c, y.own), other_row = row(c, y.other);
         return {
@@ -221,7 +223,7 @@ class BoxGrid {
     struct Span {
         uint64_t own, other;  // the same where one cell is enough
     };
-    Span span(T center, T width, int c, Axis axis) const {
+    FASTSSD_INLINE Span span(T center, T width, int c, Axis axis) const {
         const T inverse = inverse_[c][axis];
         const T reach = smaller(width * reach_, most_reach_[c][axis]) + slack_;
         const auto own = static_cast<uint64_t>(cell(center * inverse));
@@ -229,10 +231,14 @@ class BoxGrid {
         const auto last = static_cast<uint64_t>(cell((center + reach) * inverse));
         return {own, first + last - own};
     }
-    static uint64_t row(int c, uint64_t y) { return y * 0x9e3779b1u + static_cast<uint64_t>(c) * 0x85ebca6bu; }
-    uint32_t bucket(uint64_t row, uint64_t x) const { return static_cast<uint32_t>(row + x) & last_bucket_; }
+    static FASTSSD_INLINE uint64_t row(int c, uint64_t y) {
+        return y * 0x9e3779b1u + static_cast<uint64_t>(c) * 0x85ebca6bu;
+    }
+    FASTSSD_INLINE uint32_t bucket(uint64_t row, uint64_t x) const {
+        return static_cast<uint32_t>(row + x) & last_bucket_;
+    }
 
-    bool square_suppresses(const Square& square, const Box<T>& box, int64_t& work) const {
+    FASTSSD_INLINE bool square_suppresses(const Square& square, const Box<T>& box, int64_t& work) const {
         const uint32_t* const b = square.buckets;
 
         work += 8;
@@ -258,40 +264,39 @@ class BoxGrid {
     }
 
     struct Match {
-        typename Lanes<T>::Mask maybe, surely;
+        typename Four<T>::Mask maybe, surely;
 
-        Match(const Box<T>& box, const Block& block, const OverlapTest<T>& test) {
+        FASTSSD_INLINE Match(const Box<T>& box, const Block& block, const OverlapTest<T>& test) {
             const Overlap overlap(block, box);
-            maybe = above(overlap.inter, Lanes<T>::all(test.low) * overlap.areas);
-            surely = above(overlap.inter, Lanes<T>::all(test.high) * overlap.areas);
+            maybe = above(overlap.inter, Four<T>::all(test.low) * overlap.areas);
+            surely = above(overlap.inter, Four<T>::all(test.high) * overlap.areas);
         }
-        void add(const Match& other) {
+        FASTSSD_INLINE void add(const Match& other) {
             maybe = maybe | other.maybe;
             surely = surely | other.surely;
         }
     };
 
     struct Overlap {
-        Lanes<T> inter, areas;
+        Four<T> inter, areas;
 
-        Overlap(const Block& block, const Box<T>& box) {
-            using Four = Lanes<T>;
-            const Four zero = Four::all(T(0));
-            const Four width = smaller(block.x2, Four::all(box.x2)) - larger(block.x1, Four::all(box.x1));
-            const Four height = smaller(block.y2, Four::all(box.y2)) - larger(block.y1, Four::all(box.y1));
+        FASTSSD_INLINE Overlap(const Block& block, const Box<T>& box) {
+            const Four<T> zero = Four<T>::all(T(0));
+            const Four<T> width = smaller(block.x2, Four<T>::all(box.x2)) - larger(block.x1, Four<T>::all(box.x1));
+            const Four<T> height = smaller(block.y2, Four<T>::all(box.y2)) - larger(block.y1, Four<T>::all(box.y1));
             inter = larger(width, zero) * larger(height, zero);
-            areas = (block.x2 - block.x1) * (block.y2 - block.y1) + Four::all(box.area);
+            areas = (block.x2 - block.x1) * (block.y2 - block.y1) + Four<T>::all(box.area);
         }
     };
 
-    bool block_suppresses(const Block& block, const Box<T>& box) const {
+    FASTSSD_INLINE bool block_suppresses(const Block& block, const Box<T>& box) const {
         const Overlap overlap(block, box);
-        if (!any(above(overlap.inter, Lanes<T>::all(test_.low) * overlap.areas))) return false;
-        return any(above(overlap.inter, Lanes<T>::all(test_.high) * overlap.areas)) ||
-               any(above(overlap.inter / (overlap.areas - overlap.inter), Lanes<T>::all(test_.limit)));
+        if (!any(above(overlap.inter, Four<T>::all(test_.low) * overlap.areas))) return false;
+        return any(above(overlap.inter, Four<T>::all(test_.high) * overlap.areas)) ||
+               any(above(overlap.inter / (overlap.areas - overlap.inter), Four<T>::all(test_.limit)));
     }
 
-    void append(uint32_t b, const Box<T>& box) {
+    FASTSSD_INLINE void append(uint32_t b, const Box<T>& box) {
         while (blocks_[b].full()) {
             if (next_[b] == 0) {
                 blocks_.reserve(used_ + 1, used_);
