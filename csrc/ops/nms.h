@@ -70,7 +70,7 @@ class Suppressor {
     using Flag = typename Bits<T>::Signed;  // as wide as T, so that the sweep vectorises
 
     // Sweeping a block over the living costs each about a quarter of a nanosecond for every box kept, and the grid
-    // about 15 ns once. What is left after many blocks shrinks by the same share each time.
+    // about 30 ns once. What is left after many blocks shrinks by the same share each time.
     static bool sweeping_pays(int64_t kept, int64_t killed, int64_t swept) { return 120 * killed > kept * swept; }
 
     // Tries a block on a sample.
