@@ -10,12 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastssd import ops
-from fastssd._config import __version__, set_num_threads, show_config
+from fastssd._config import set_num_threads, show_config
 from fastssd.backends import use_backend
 
 if TYPE_CHECKING:
     from fastssd.detection import SSD, Criterion, Preset, TinySSD, detect
     from fastssd.training import load_checkpoint
+
+    __version__: str
 
 # Loaded on first use, because they import torch.
 _LAZY = {
@@ -43,6 +45,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from fastssd._config import version
+
+        return version()
     if name not in _LAZY:
         raise AttributeError(f"module 'fastssd' has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)

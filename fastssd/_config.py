@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -11,10 +10,15 @@ from typing import Any
 
 from fastssd.backends import active_backend, available_backends, backend_name
 
-try:
-    __version__ = importlib.metadata.version("fastssd")
-except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0+unknown"
+
+def version(package: str = "fastssd") -> str:
+    """The version of an installed package, which is not imported for it."""
+    import importlib.metadata  # costs more than all of fastssd
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "0+unknown"
 
 
 def set_num_threads(threads: int | None) -> None:
@@ -42,7 +46,7 @@ def show_config() -> dict[str, Any]:
     from fastssd.backends import threads as pool
 
     config: dict[str, Any] = {
-        "fastssd": __version__,
+        "fastssd": version(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "backend": backend_name(active_backend()),
@@ -62,9 +66,7 @@ def show_config() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    """The version of an installed package, which is not imported for it."""
+    """The version of a package, None where it is not installed."""
     if package in sys.modules:
         return str(sys.modules[package].__version__)
-    if importlib.util.find_spec(package) is None:
-        return None
-    return importlib.metadata.version(package)
+    return version(package) if importlib.util.find_spec(package) else None

@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from fastssd._config import __version__
+from fastssd._config import version
 from fastssd.data import DetectionDataset
 from fastssd.detection.criterion import Criterion
 from fastssd.detection.models import MODELS, Preset, build_model
@@ -251,7 +251,7 @@ def train(
         trainer = _trainer(config, folder, [keeper, _StopAfterStep(folder, stop)], progress, report_line)
         if trainer.is_global_zero:
             _remove_unfinished(folder)
-            about = {"fastssd": __version__, "class_names": class_names}
+            about = {"fastssd": version(), "class_names": class_names}
             report.write_json(folder / "config.json", about | config.to_dict() | {"preset": preset.to_dict()})
         if config.accelerator == "cpu" or not torch.cuda.is_available():
             _keep_freed_memory()
