@@ -449,7 +449,7 @@ void mine_hard_negatives(py::handle loss_, py::handle positive_, double neg_pos_
     with_float(loss, [&](auto zero) {
         using T = decltype(zero);
         const T* const losses = loss.as<T>();
-        launch(images, static_cast<double>(num_anchors) * 5, [&](int64_t begin, int64_t end) {
+        launch(images, static_cast<double>(num_anchors), [&](int64_t begin, int64_t end) {
             kernels->of(zero).mine_hard_negatives(losses, positive, num_anchors, neg_pos_ratio, min_negatives, begin,
                                                   end, out);
         });

@@ -69,11 +69,11 @@ for dtype in (np.float32, np.float64):
     deltas = rng.standard_normal((3, 777, 4)).astype(dtype)
     call("encode_boxes", boxes(3, 777), other, 0.1, 0.2, out=[new(3, 777, 4)])
     call("decode_boxes", deltas, other, 0.1, 0.2, out=[new(3, 777, 4)])
-    logits = rng.standard_normal((3, 777, 11)).astype(dtype) * 3
+    logits = rng.standard_normal((3, 777, 29)).astype(dtype) * 3  # so many candidates that a cut is made
     for activation in range(3):
         detections = [new(3, 50, 4), new(3, 50), new(3, 50, dtype=np.int64), new(3, 50, dtype=np.int64)]
         detections.append(new(3, dtype=np.int64))
-        call("postprocess_detections", logits, deltas, other, 0.1, 0.45, 100, np.inf, np.inf, activation, 0.1, 0.2,
+        call("postprocess_detections", logits, deltas, other, 1e-3, 0.45, 100, np.inf, np.inf, activation, 0.1, 0.2,
              out=detections)
 print(_C.isa(), digest.hexdigest())
 """

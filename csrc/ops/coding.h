@@ -26,8 +26,8 @@ void encode(const T* box_xyxy, const T* anchor_xyxy, T center_variance, T size_v
 
 // One axis of a box. On numbers rather than on boxes, so that a loop over columns vectorises.
 template <typename T>
-FASTSSD_INLINE void decode(T center_delta, T size_delta, T anchor_low, T anchor_high, T center_variance, T size_variance, T& low,
-            T& high) {
+FASTSSD_INLINE void decode(T center_delta, T size_delta, T anchor_low, T anchor_high, T center_variance,
+                           T size_variance, T& low, T& high) {
     const T anchor_size = anchor_high - anchor_low;
     const T center = center_delta * center_variance * anchor_size + (anchor_low + anchor_high) / 2;
     const T half = exp_of(size_delta * size_variance) * anchor_size / 2;
@@ -38,8 +38,8 @@ FASTSSD_INLINE void decode(T center_delta, T size_delta, T anchor_low, T anchor_
 template <typename T>
 void decode(const T* deltas, const T* anchor_xyxy, T center_variance, T size_variance, T* box) {
     for (int axis = 0; axis < 2; ++axis) {
-        decode(deltas[axis], deltas[2 + axis], anchor_xyxy[axis], anchor_xyxy[2 + axis], center_variance,
-               size_variance, box[axis], box[2 + axis]);
+        decode(deltas[axis], deltas[2 + axis], anchor_xyxy[axis], anchor_xyxy[2 + axis], center_variance, size_variance,
+               box[axis], box[2 + axis]);
     }
 }
 

@@ -133,7 +133,8 @@ class Postprocessor {
     void run(int64_t image) {
         image_ = image;
         const bool may_fill = topk_ * (task_.num_classes - 1) >= task_.max_detections;
-        int64_t best = may_fill ? task_.max_detections + task_.max_detections / 4 + 64 : task_.num_anchors * task_.num_classes;
+        int64_t best =
+            may_fill ? task_.max_detections + task_.max_detections / 4 + 64 : task_.num_anchors * task_.num_classes;
         while (!try_best(best)) best *= 16;
         write();
     }
@@ -201,8 +202,7 @@ class Postprocessor {
             case 5:
                 return next_short_row<5>(first, a, pacer);
             default:
-                return task_.num_classes > kLanes ? next_long_row(first, a, pacer)
-                                                  : next_short_row<0>(first, a, pacer);
+                return task_.num_classes > kLanes ? next_long_row(first, a, pacer) : next_short_row<0>(first, a, pacer);
         }
     }
 
