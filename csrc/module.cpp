@@ -359,7 +359,7 @@ typename PlanCache<T>::Entry plan_of(const T* anchors, int64_t num_anchors) {
     if (plan == nullptr) {
         const auto made =
             std::make_shared<AnchorPlan<T>>(anchors, num_anchors, kernels->of(T()).anchor_plan_size(num_anchors));
-        launch(60.0 * static_cast<double>(num_anchors),
+        launch(200.0 * static_cast<double>(num_anchors),
                [&] { kernels->of(T()).plan_anchors(anchors, num_anchors, made->data()); });
         plan = made;
     }
@@ -389,7 +389,7 @@ void with_match_task(const Array& anchors_, const Array& gt_boxes_, const Array&
                             gt_idx.as<int64_t>(),
                             nullptr};
     const double gt_per_image = static_cast<double>(num_gt) / static_cast<double>(images > 0 ? images : 1);
-    run(task, anchors, static_cast<double>(num_anchors) * (1 + gt_per_image / 8));
+    run(task, anchors, static_cast<double>(num_anchors) * (2 + gt_per_image / 5));
 }
 
 void match_anchors(py::handle anchors_, py::handle gt_boxes_, py::handle offsets_, double iou_threshold,

@@ -1,9 +1,10 @@
-// Which anchor is responsible for which ground truth. The anchors lie in an index (support/anchor_index.h), sorted into
-// blocks of 16 with bounds. Each ground truth first meets the block where it can expect most, which gives it a good
-// claim, then every block whose bound says that it may better an anchor there or the claim. Where the IoU is not an
-// output an anchor counts as bettered only from the lowest threshold on, and few blocks are met. What is met is written
-// over a row of background. Then the forcing. Bipartite forcing serves claims in order from a heap; a ground truth
-// whose anchor is taken goes on along a short list of its next best anchors, searched for when it runs out.
+// Which anchor is responsible for which ground truth. The anchors lie in an index (support/anchor_index.h): blocks of
+// 16, groups of 16 blocks, with bounds. Each ground truth first claims the best anchor of the block where it can expect
+// most. Then group by group, which stays in the first-level cache, it meets the blocks whose bound says that it may
+// better an anchor there or its claim. Where the IoU is not an output an anchor counts as bettered only from the lowest
+// threshold on, and few blocks are met. What is met is written over a row of background. Then the forcing: bipartite
+// forcing serves claims in order from a heap; a ground truth whose anchor is taken goes on along a short list of its
+// next best anchors, searched for when it runs out.
 //
 // Source: SSD paper, section 2.2, "Matching strategy".
 #pragma once
@@ -54,6 +55,10 @@ class MatchRow {
         iou_[anchor] = iou;
     }
 
+    void put_iou(const uint32_t* anchor, const T* iou, int64_t size) {
+        for (int64_t i = 0; i < size; ++i) iou_[anchor[i]] = iou[i];
+    }
+
   private:
     const int64_t num_anchors_;
     int64_t* FASTSSD_RESTRICT const gt_idx_;
@@ -83,6 +88,8 @@ class TargetRow {
         for (int64_t a = 0; a < num_anchors_; ++a) labels_[a] = label;
         std::memset(deltas_, 0, 4 * static_cast<std::size_t>(num_anchors_) * sizeof(T));
     }
+
+    void put_iou(const uint32_t*, const T*, int64_t) {}
 
     void put(int64_t anchor, int64_t gt_idx, T) {
         gt_idx_[anchor] = gt_idx;
@@ -130,12 +137,7 @@ class Matcher {
           floor_(Row::kEveryIou || task.force_match == ForceMatch::low_quality ? T(0) : under(background_)),
           best_(index_.num_blocks * kBlock),
           best_gt_(index_.num_blocks * kBlock),
-          least_(index_.num_groups * kBlock),
-          met_(index_.num_blocks + 1),
-          is_met_(index_.num_blocks + 1),
           taken_(task.num_anchors) {
-        for (int64_t b = 0; b < index_.num_blocks; ++b) forget(b);
-        for (int64_t b = index_.num_blocks; b < index_.num_groups * kBlock; ++b) least_[b] = floor_;
         std::memset(taken_.data(), 0, static_cast<std::size_t>(task.num_anchors));
     }
 
@@ -146,15 +148,24 @@ class Matcher {
         row.fill(without_overlap);
         if (num_gt == 0 || task_.num_anchors == 0) return;
 
+        Buffer<Suitor> suitors(num_gt);
+        Buffer<int64_t> callers(num_gt);
         Buffer<Claim<T>> claims(num_gt);
-        for (int64_t g = 0; g < num_gt; ++g) {
-            claims[g] = meet_anchors(Box<T>(gt_boxes + 4 * g), static_cast<Index>(g));
-            if (pacer_.cancelled(work_)) return;
+        for (int64_t g = 0; g < num_gt; ++g) suitors[g] = introduce(Box<T>(gt_boxes + 4 * g));
+        for (int64_t group = 0; group < index_.num_groups; ++group) {
+            if (group % kBlock == 0) {
+                const Bounds<T>& bounds = index_.of_groups[group / kBlock];
+                for (int64_t g = 0; g < num_gt; ++g) suitors[g].choose_groups(bounds, floor_);
+            }
+            int64_t num_callers = 0;
+            for (int64_t g = 0; g < num_gt; ++g) {
+                callers[num_callers] = g;
+                num_callers += suitors[g].groups >> group % kBlock & 1;
+            }
+            meet_group(group, suitors.data(), callers.data(), num_callers, without_overlap, row);
+            if (pacer_.cancelled(2 * num_gt + work_)) return;
         }
-        if (without_overlap >= 0) {
-            for (int64_t b = 0; b < index_.num_blocks; ++b) note(b);
-        }
-        for (int64_t i = 0; i < num_met_; ++i) write(met_[i], without_overlap, row);
+        for (int64_t g = 0; g < num_gt; ++g) claims[g] = suitors[g].claim;
         switch (task_.force_match) {
             case ForceMatch::none:
                 break;
@@ -170,8 +181,6 @@ class Matcher {
                 force_low_quality(gt_boxes, num_gt, claims.data(), row);
                 break;
         }
-        for (int64_t i = 0; i < num_met_; ++i) forget(met_[i]);
-        num_met_ = 0;
     }
 
   private:
@@ -187,21 +196,6 @@ class Matcher {
         return iou >= positive_ ? static_cast<int64_t>(best_gt) : rest;
     }
 
-    void forget(int64_t b) {
-        for (int64_t i = b * kBlock; i < (b + 1) * kBlock; ++i) {
-            best_[i] = floor_;
-            best_gt_[i] = 0;
-        }
-        least_[b] = floor_;
-        is_met_[b] = false;
-    }
-
-    void note(int64_t b) {
-        met_[num_met_] = b;
-        num_met_ += !is_met_[b];
-        is_met_[b] = true;
-    }
-
     // Asks for the blocks that may reach the bar, which rises.
     struct Bar {
         const T& bar;
@@ -210,56 +204,86 @@ class Matcher {
         uint64_t blocks(const T* most, int64_t) const { return at_least(most, bar); }
     };
 
-    // Also for those that may better one of their anchors.
-    struct Demand {
-        const T &bar, floor;
-        const T* least;
+    // A ground truth on its way through the anchors.
+    struct Suitor {
+        Box<T> box;
+        Claim<T> claim;   // the best so far
+        T bar;            // the smallest IoU that may better it; infinity where nobody asks
+        uint64_t groups;  // in the present row of groups, those to meet
 
-        uint64_t groups(const T* most) const { return at_least(most, bar) | above(most, floor); }
-        uint64_t blocks(const T* most, int64_t first) const { return at_least(most, bar) | above(most, least + first); }
+        void choose_groups(const Bounds<T>& bounds, T floor) {
+            T most[kBlock];
+            bounds.most(box, most);
+            groups = at_least(most, bar) | above(most, floor);
+        }
+
+        void improve(const AnchorBlock<T>& block, const T* iou) {
+            const uint64_t better = at_least(iou, bar);
+            if (better == 0) return;
+            for (uint64_t left = better; left != 0; left &= left - 1) {
+                const int64_t i = lowest_bit(left);
+                const Claim<T> here{iou[i], block.anchor[i]};
+                if (here.before(claim) || claim.anchor == Claim<T>::kNobody) claim = here;
+            }
+            bar = claim.bar();
+        }
     };
 
-    Claim<T> meet_anchors(const Box<T>& box, Index gt) {
-        Claim<T> claim;
-        work_ = 20 * index_.num_groups;
-        int64_t first = -1;
-        T bar = kInf<T>;
-        if (task_.force_match != ForceMatch::none) {
-            bar = claim.bar();
-            first = index_.likeliest(box);
-            meet_block(first, box, gt, claim, bar);
-        }
-        index_.search(box, Demand{bar, floor_, least_.data()}, [&](int64_t b) {
-            if (b != first) meet_block(b, box, gt, claim, bar);
-        });
-        return claim;
-    }
-
-    void meet_block(int64_t b, const Box<T>& box, Index gt, Claim<T>& claim, T& bar) {
+    // With a first claim, on the best anchor of the block that promises most.
+    Suitor introduce(const Box<T>& box) const {
+        Suitor suitor{box, {}, kInf<T>, 0};
+        if (task_.force_match == ForceMatch::none) return suitor;
+        suitor.bar = suitor.claim.bar();
+        const AnchorBlock<T>& block = index_.blocks[index_.likeliest(box)];
         T iou[kBlock];
-        index_.blocks[b].iou(box, iou);
-        T* const best = best_.data() + b * kBlock;
-        keep_larger(iou, gt, best, best_gt_.data() + b * kBlock);
-        least_[b] = least_of(best);
-        note(b);
-        work_ += kBlock;
-        const uint64_t claims = at_least(iou, bar);
-        if (claims == 0) return;
-        for (uint64_t left = claims; left != 0; left &= left - 1) {
-            const int64_t i = lowest_bit(left);
-            const Claim<T> here{iou[i], index_.blocks[b].anchor[i]};
-            if (here.before(claim) || claim.anchor == Claim<T>::kNobody) claim = here;
-        }
-        bar = claim.bar();
+        block.iou(box, iou);
+        suitor.improve(block, iou);
+        return suitor;
     }
 
-    void write(int64_t b, int64_t without_overlap, Row& row) const {
+    // All ground truths that may matter in a group, one after the other, while the group is in the nearest cache.
+    void meet_group(int64_t group, Suitor* suitors, const int64_t* callers, int64_t num_callers,
+                    int64_t without_overlap, Row& row) {
+        const int64_t first = group * kBlock, num_blocks = smaller(kBlock, index_.num_blocks - first);
+        const T floor = floor_;
+        T* FASTSSD_RESTRICT const best = best_.data() + first * kBlock;
+        Index* FASTSSD_RESTRICT const best_gt = best_gt_.data() + first * kBlock;
+        T least[kBlock];  // of best, in each block
+        for (int64_t i = 0; i < kBlock; ++i) least[i] = floor;
+        for (int64_t i = 0; i < num_blocks * kBlock; ++i) best[i] = floor;
+        std::memset(best_gt, 0, static_cast<std::size_t>(num_blocks * kBlock) * sizeof(Index));
+
+        uint64_t met = without_overlap >= 0 ? (uint64_t(1) << num_blocks) - 1 : 0;
+        work_ = 0;
+        for (int64_t caller = 0; caller < num_callers; ++caller) {
+            Suitor& suitor = suitors[callers[caller]];
+            T most[kBlock], iou[kBlock];
+            index_.of_blocks[group].most(suitor.box, most);
+            const uint64_t wanted = at_least(most, suitor.bar) | above(most, least);
+            for (uint64_t left = wanted; left != 0; left &= left - 1) {
+                const int64_t b = lowest_bit(left);
+                const AnchorBlock<T>& block = index_.blocks[first + b];
+                block.iou(suitor.box, iou);
+                keep_larger(iou, static_cast<Index>(callers[caller]), best + b * kBlock, best_gt + b * kBlock);
+                least[b] = least_of(best + b * kBlock);
+                suitor.improve(block, iou);
+            }
+            met |= wanted;
+            work_ += 30;
+        }
+        for (; met != 0; met &= met - 1) write(first + lowest_bit(met), without_overlap, row);
+    }
+
+    void write(int64_t b, int64_t without_overlap, Row& row) {
         const uint32_t* const anchor = index_.blocks[b].anchor;
+        const T* const best = best_.data() + b * kBlock;
         const int64_t size = index_.size_of(b);
+        if (without_overlap == kBackground && at_least(best, background_) == 0) {  // most blocks, by far
+            row.put_iou(anchor, best, size);
+            return;
+        }
         for (int64_t i = 0; i < size; ++i) {
-            const T iou = best_[b * kBlock + i];
-            const int64_t gt_idx = verdict(iou, best_gt_[b * kBlock + i]);
-            if (Row::kEveryIou || without_overlap >= 0 || gt_idx != without_overlap) row.put(anchor[i], gt_idx, iou);
+            row.put(anchor[i], verdict(best[i], best_gt_[b * kBlock + i]), best[i]);
         }
     }
 
@@ -400,11 +424,7 @@ class Matcher {
     const T floor_;   // an anchor that stays at or under this needs no ground truth
     Buffer<T> best_;  // by place in the index, as the next one
     Buffer<Index> best_gt_;
-    Buffer<T> least_;      // the smallest of best_ in each block
-    Buffer<int64_t> met_;  // blocks that some ground truth met
-    Buffer<bool> is_met_;
     Buffer<bool> taken_;  // by anchor; all false between images
-    int64_t num_met_ = 0;
     int64_t work_ = 0;
     Pacer pacer_;
 };

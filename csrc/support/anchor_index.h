@@ -95,8 +95,11 @@ class AnchorIndex {
 
     void build(const T* anchors) {
         Buffer<Member> members(num_anchors);
-        for (int64_t a = 0; a < num_anchors; ++a) members[a] = member_of(anchors, a);
         Pacer pacer;
+        for (int64_t a = 0; a < num_anchors; ++a) {
+            members[a] = member_of(anchors, a);
+            if (pacer.cancelled(20)) return;
+        }
         if (!divide(members.data(), num_anchors, pacer)) return;
         for (int64_t i = 0; i < num_groups; ++i) of_blocks[i].clear();
         for (int64_t i = 0; i < num_rows; ++i) of_groups[i].clear();
