@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -18,7 +18,7 @@ _STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__fil
 
 def jit(function: Function) -> Function:
     """`function` compiled at its first call for each dtype. Float operations are neither reordered nor fused."""
-    kernel = numba.njit(nogil=True, error_model="numpy")(function)
+    kernel: Any = numba.njit(nogil=True, error_model="numpy")(function)
     try:
         kernel.enable_caching()
         kernel._cache._cache_file._source_stamp = _STAMP

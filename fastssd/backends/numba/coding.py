@@ -10,6 +10,8 @@ from fastssd.backends import Float
 from fastssd.backends.numba._jit import jit
 from fastssd.backends.numba._math import exp
 
+PORTION = 128  # rows of deltas that are decoded at once
+
 
 @jit
 def encode(box: Any, anchor: Any, half: Any, center_variance: Any, size_variance: Any) -> Any:
@@ -23,13 +25,13 @@ def encode(box: Any, anchor: Any, half: Any, center_variance: Any, size_variance
 
 
 @jit
-def decode(delta: Any, anchor: Any, half: Any, center_variance: Any, size_variance: Any) -> Any:
-    """The box of one row of deltas."""
-    dx, dy, dw, dh = delta
+def decode(center: Any, growth: Any, anchor: Any, half: Any, center_variance: Any) -> Any:
+    """The box of one row of deltas (dx, dy, dw, dh): `center` is (dx, dy), `growth` the exp of (dw, dh) * variance."""
     ax1, ay1, ax2, ay2 = anchor
     aw, ah = ax2 - ax1, ay2 - ay1
-    cx, cy = dx * center_variance * aw + (ax1 + ax2) * half, dy * center_variance * ah + (ay1 + ay2) * half
-    half_w, half_h = exp(dw * size_variance) * aw * half, exp(dh * size_variance) * ah * half
+    cx = center[0] * center_variance * aw + (ax1 + ax2) * half
+    cy = center[1] * center_variance * ah + (ay1 + ay2) * half
+    half_w, half_h = growth[0] * aw * half, growth[1] * ah * half
     return cx - half_w, cy - half_h, cx + half_w, cy + half_h
 
 
@@ -51,9 +53,21 @@ def encode_boxes(boxes: Float, anchors: Float, center_variance: float, size_vari
 
 @jit
 def decode_boxes(deltas: Float, anchors: Float, center_variance: float, size_variance: float, out: Float) -> None:
-    kind, a = deltas.dtype.type, anchors.reshape(-1)
+    kind, priors = deltas.dtype.type, anchors.reshape(-1)
     half, cv, sv = kind(0.5), kind(center_variance), kind(size_variance)
+    growth_w, growth_h = np.empty(PORTION, deltas.dtype), np.empty(PORTION, deltas.dtype)
     for b in range(len(deltas)):
-        flat, to = deltas[b].reshape(-1), out[b].reshape(-1)
-        for i in range(len(anchors)):
-            to[4 * i], to[4 * i + 1], to[4 * i + 2], to[4 * i + 3] = decode(row(flat, i), row(a, i), half, cv, sv)
+        flat, result = deltas[b].reshape(-1), out[b].reshape(-1)
+        for start in range(0, len(anchors), PORTION):
+            n = min(PORTION, len(anchors) - start)
+            delta, anchor, to = (
+                flat[4 * start : 4 * (start + n)],
+                priors[4 * start : 4 * (start + n)],
+                result[4 * start : 4 * (start + n)],
+            )
+            for i in range(n):  # a loop of its own, because exp is long, and vectorises only by itself
+                growth_w[i], growth_h[i] = exp(delta[4 * i + 2] * sv), exp(delta[4 * i + 3] * sv)
+            for i in range(n):
+                to[4 * i], to[4 * i + 1], to[4 * i + 2], to[4 * i + 3] = decode(
+                    (delta[4 * i], delta[4 * i + 1]), (growth_w[i], growth_h[i]), row(anchor, i), half, cv
+                )

@@ -1,8 +1,8 @@
 """Which anchor is responsible for which ground truth.
 
-Anchors come in order of place, so a block of neighbours lies in a small hull, and a ground truth has to look only into the
-blocks whose hull it overlaps: everywhere else the IoU is 0. Within a block all anchors are measured at once. IoUs are not
-negative, so their bits order as they do; maxima are taken of these integers, which vectorises.
+Anchors come in order of place, so a block of neighbours lies in a small hull, and a ground truth has to look only into
+the blocks whose hull it overlaps: everywhere else the IoU is 0. Within a block all anchors are measured at once. IoUs
+are not negative, so their bits order as they do; maxima are taken of these integers, which vectorises.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastssd.backends import FORCE_MATCH, Bool, Float, Int
 from fastssd.backends.numba._jit import jit
 from fastssd.backends.numba._math import bits_of, round_up
-from fastssd.backends.numba.boxes import columns
+from fastssd.backends.numba.boxes import area_of, columns
 from fastssd.backends.numba.coding import encode, row
 from fastssd.backends.numba.iou import overlap, ratio
 
@@ -31,19 +31,19 @@ def _in_blocks(anchors: Float) -> tuple[Float, Float]:
     """The anchors block by block, x1, y1, x2, y2, area of each [blocks * 5 * BLOCK], filled up with empty ones; and the
     hulls of the blocks, rows x1, y1, x2, y2 [4, blocks]."""
     count = (len(anchors) + BLOCK - 1) // BLOCK
-    blocks, hulls = np.zeros((count, 5, BLOCK), anchors.dtype), np.empty((4, count), anchors.dtype)
-    x1, y1, x2, y2, area = columns(anchors)
-    for b in range(count):
-        start = b * BLOCK
-        low_x, low_y, high_x, high_y = x1[start], y1[start], x2[start], y2[start]
-        for k in range(min(BLOCK, len(anchors) - start)):
-            i = start + k
-            blocks[b, 0, k], blocks[b, 1, k], blocks[b, 2, k], blocks[b, 3, k] = x1[i], y1[i], x2[i], y2[i]
-            blocks[b, 4, k] = area[i]
-            low_x, low_y = min(low_x, x1[i]), min(low_y, y1[i])
-            high_x, high_y = max(high_x, x2[i]), max(high_y, y2[i])
-        hulls[0, b], hulls[1, b], hulls[2, b], hulls[3, b] = low_x, low_y, high_x, high_y
-    return blocks.reshape(-1), hulls
+    flat, zero = anchors.reshape(-1), anchors.dtype.type(0)
+    blocks, hulls = np.zeros(count * 5 * BLOCK, anchors.dtype), np.empty((4, count), anchors.dtype)
+    for i in range(len(anchors)):
+        x1, y1, x2, y2 = row(flat, i)
+        block, k = i // BLOCK, i % BLOCK
+        at = 5 * BLOCK * block + k
+        blocks[at], blocks[at + BLOCK], blocks[at + 2 * BLOCK], blocks[at + 3 * BLOCK] = x1, y1, x2, y2
+        blocks[at + 4 * BLOCK] = area_of(x1, y1, x2, y2, zero)
+        hulls[0, block] = x1 if k == 0 else min(hulls[0, block], x1)
+        hulls[1, block] = y1 if k == 0 else min(hulls[1, block], y1)
+        hulls[2, block] = x2 if k == 0 else max(hulls[2, block], x2)
+        hulls[3, block] = y2 if k == 0 else max(hulls[3, block], y2)
+    return blocks, hulls
 
 
 @jit
@@ -89,7 +89,7 @@ def _ask(blocks: Float, hulls: Float, gt: Any, index: Any, best: Bits, best_gt: 
 
 @jit
 def _best_free(blocks: Float, hulls: Float, gt: Any, taken: Bool, zero: Any) -> Any:
-    """The largest IoU of a ground truth with an anchor that is not taken, and the lowest such anchor; (0, 0) if none."""
+    """The largest IoU of a ground truth with an anchor that is not taken, and the lowest such anchor; (0, 0) if 0."""
     value, anchor = zero, np.int64(0)
     for block in range(hulls.shape[1]):
         if _touches(hulls, block, gt):

@@ -1,7 +1,7 @@
 """Hard negative mining: which negatives have the k highest losses.
 
-Nothing is sorted. The losses become integers of the same order, and the k-th largest is found by bisection: counting how
-many reach a number is the one thing that vector code does at the speed of memory.
+Nothing is sorted. The losses become integers of the same order, and the k-th largest is found by bisection: counting
+how many reach a number is the one thing that vector code does at the speed of memory.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ def _count(keys: Keys, least: Any) -> int:
 
 
 @jit
-def _kth_largest(keys: Keys, k: int, low: Any, high: Any) -> Any:
-    """The largest number that at least k keys reach; it is in [low, high]."""
+def kth_largest(keys: Keys, k: int) -> Any:
+    """The largest number that at least k >= 1 keys reach."""
+    low, high = keys.dtype.type(np.iinfo(keys.dtype).min), keys.dtype.type(np.iinfo(keys.dtype).max)
     while low < high:
         middle = keys.dtype.type((low | high) - ((low ^ high) >> 1))  # their mean rounded up, which cannot overflow
         count = _count(keys, middle)
@@ -60,7 +61,7 @@ def _mine(loss: Float, positive: Bool, neg_pos_ratio: float, min_negatives: int,
         for i in range(len(loss)):
             out[i] = keys[i] != never
     else:
-        least = _kth_largest(keys, wanted, kind(never + 1), first)
+        least = kth_largest(keys, wanted)
         for i in range(len(loss)):
             out[i] = keys[i] > least
         ties, i = wanted - _count(keys, kind(least + 1)) if least < first else wanted, 0

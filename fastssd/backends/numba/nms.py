@@ -7,8 +7,8 @@ contract. Two ways lead through the boxes, best first:
 - Few boxes: in blocks. Those of a block that are kept are held against all boxes that are still alive, in vector code,
   and the survivors move together.
 - Many: a grid of kept boxes. Boxes with an IoU over t are alike in size and their centers are near, so a kept box is
-  entered in the (at most four) cells in which the center of a box that it can suppress may lie, on a level with cells as
-  large as that needs. A box then asks its own cell, on the levels of boxes of like size.
+  entered in the (at most four) cells in which the center of a box that it can suppress may lie, on a level with cells
+  as large as that needs. A box then asks its own cell, on the levels of boxes of like size.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 
 from fastssd.backends import SOFT_NMS_METHODS, Bool, Float, Int
 from fastssd.backends.numba._jit import jit
-from fastssd.backends.numba._math import exp, falling_keys, ordered, round_down
+from fastssd.backends.numba._math import bits_of, exp, falling_keys, ordered, round_down
 from fastssd.backends.numba._sort import sort_by
 from fastssd.backends.numba.boxes import area_of
 from fastssd.backends.numba.iou import overlap, ratio
 
 Places = NDArray[np.int32]
+Bits = NDArray[Any]  # signed integers as wide as the floats
 
 BLOCK, TILE = 64, 256
-FEW = 1024  # from here on the grid is faster
+FEW = 256  # from here on the grid is faster
 LEAST_THRESHOLD = 0.1  # under it boxes far apart and of any size suppress each other, and there is nothing to prune
 WORK = 1 << 25  # so many pairs take some 10 ms; in between Python sees Ctrl-C, which a kernel does not
 
@@ -66,8 +67,10 @@ def _by_group(idxs: Int, order: Places) -> tuple[Places, Int]:
 
 @jit
 def _gather(boxes: Float, order: Places, ranks: Places, factor: float) -> Float:
-    """Rows x1, y1, x2, y2, area, bound [6, N] of the boxes of these ranks. No IoU over the threshold has an intersection
-    under the sum of the two bounds."""
+    """Rows x1, y1, x2, y2, area, bound [6, N] of the boxes of these ranks.
+
+    An IoU over the threshold needs an intersection over the sum of the two bounds; `factor` is from `_share`.
+    """
     flat, live, zero = boxes.reshape(-1), np.empty((6, len(ranks)), boxes.dtype), boxes.dtype.type(0)
     x1, y1, x2, y2, area, bound = live[0], live[1], live[2], live[3], live[4], live[5]
     scale, tiny = boxes.dtype.type(factor), np.nextafter(zero, boxes.dtype.type(1))
@@ -75,9 +78,7 @@ def _gather(boxes: Float, order: Places, ranks: Places, factor: float) -> Float:
         at = 4 * np.int64(order[ranks[i]])
         x1[i], y1[i], x2[i], y2[i] = flat[at], flat[at + 1], flat[at + 2], flat[at + 3]
         area[i] = area_of(x1[i], y1[i], x2[i], y2[i], zero)
-        bound[i] = max(
-            scale * area[i] - tiny, zero
-        )  # less a denormal, where products are not exact to a relative error
+        bound[i] = max(scale * area[i] - tiny, zero)  # less a denormal: among those a product can round up by a lot
     return live
 
 
@@ -99,12 +100,15 @@ def _exceeds(inter: Any, area1: Any, area2: Any, threshold: float, zero: Any) ->
 
 
 @jit
-def _excess(box: Any, x1: Float, y1: Float, x2: Float, y2: Float, bound: Float, most: Float, zero: Any) -> None:
-    """Raise `most` to how far the intersection with the box is over the bound; it stays 0 where it is not."""
+def _excess(box: Any, x1: Float, y1: Float, x2: Float, y2: Float, bound: Float, most: Bits, zero: Any) -> None:
+    """Raise `most` to how far the intersection with the box is over the bound; it stays 0 where it is not.
+
+    As integers, for a maximum of floats becomes a masked store, which is slow on some processors.
+    """
     ax1, ay1, ax2, ay2, a_bound = box
     for j in range(len(x1)):
         over = overlap(ax1, ay1, ax2, ay2, x1[j], y1[j], x2[j], y2[j], zero) - (a_bound + bound[j])
-        most[j] = over if over > most[j] else most[j]
+        most[j] = max(most[j], bits_of(over))
 
 
 @jit
@@ -120,11 +124,13 @@ def _is_suppressed(live: Float, at: int, best: Float, found: int, threshold: flo
 
 @jit
 def _blocks(live: Float, ranks: Places, start: int, count: int, threshold: float, kept: Bool, work: int) -> int:
-    """NMS of the boxes [start, start + count), until so many pairs are done. Returns how many boxes are left to do; they
-    have moved to `start`."""
+    """NMS of the boxes [start, start + count), until so many pairs are done.
+
+    Returns how many boxes are left to do; they have moved to `start`.
+    """
     zero = live.dtype.type(0)
     x1, y1, x2, y2, area, bound = live[0], live[1], live[2], live[3], live[4], live[5]
-    best, dead, most = np.empty((6, BLOCK), live.dtype), np.empty(BLOCK, np.bool_), np.empty(TILE, live.dtype)
+    best, dead, most = np.empty((6, BLOCK), live.dtype), np.empty(BLOCK, np.bool_), np.full(TILE, bits_of(zero))
     while count > 0 and work > 0:
         end, middle = start + count, start + min(count, BLOCK)
         found = np.int64(0)  # of a type of its own: a literal would compile every helper once more
@@ -135,11 +141,11 @@ def _blocks(live: Float, ranks: Places, start: int, count: int, threshold: float
             kept[ranks[i]] = True
             for row in range(6):
                 best[row, found] = live[row, i]
-            most[:BLOCK] = zero
+            most[:BLOCK] = 0
             box = x1[i], y1[i], x2[i], y2[i], bound[i]
             _excess(box, x1[i:middle], y1[i:middle], x2[i:middle], y2[i:middle], bound[i:middle], most, zero)
             for j in range(i + 1, middle):
-                if most[j - i] > zero and not dead[j - start]:
+                if most[j - i] > 0 and not dead[j - start]:
                     inter = overlap(x1[i], y1[i], x2[i], y2[i], x1[j], y1[j], x2[j], y2[j], zero)
                     dead[j - start] = _exceeds(inter, area[i], area[j], threshold, zero)
             found += 1
@@ -147,12 +153,12 @@ def _blocks(live: Float, ranks: Places, start: int, count: int, threshold: float
         to = start
         for low in range(middle, end, TILE):
             high = min(low + TILE, end)
-            most[:] = zero
+            most[:] = 0
             for k in range(found):
                 box = best[0, k], best[1, k], best[2, k], best[3, k], best[5, k]
                 _excess(box, x1[low:high], y1[low:high], x2[low:high], y2[low:high], bound[low:high], most, zero)
             for i in range(low, high):
-                if most[i - low] > zero and _is_suppressed(live, i, best, found, threshold, zero):
+                if most[i - low] > 0 and _is_suppressed(live, i, best, found, threshold, zero):
                     continue
                 x1[to], y1[to], x2[to], y2[to], area[to], bound[to] = x1[i], y1[i], x2[i], y2[i], area[i], bound[i]
                 ranks[to] = ranks[i]
@@ -164,13 +170,13 @@ def _blocks(live: Float, ranks: Places, start: int, count: int, threshold: float
 
 @jit
 def _small_groups(live: Float, ranks: Places, starts: Int, group: int, few: int, threshold: float, kept: Bool) -> int:
-    """NMS of the groups from `group` on. Returns the first that is not done: one that is not small, or after some work."""
+    """NMS of the groups from `group` on, up to one that is not small or until some work is done. Returns the next."""
     work = np.int64(WORK)
     while group < len(starts) - 1 and work > 0:
         count = starts[group + 1] - starts[group]
         if count > few:
             break
-        _blocks(live, ranks, starts[group], count, threshold, kept, work)
+        _blocks(live, ranks, starts[group], count, threshold, kept, np.int64(WORK))
         work -= count * count
         group += 1
     return group
@@ -205,7 +211,7 @@ def _plan(live: Float, start: int, stop: int, threshold: float) -> tuple[NDArray
     slack = 1e-15 * max(abs(low_x), abs(low_y), abs(high_x), abs(high_y))
     origin = np.array([low_x, low_y, reach, slack])
     cell = max(
-        2 * (reach * least + slack), np.sqrt(width) * np.sqrt(height) / np.sqrt(count), width / count, height / count
+        2.01 * (reach * least + slack), np.sqrt(width) * np.sqrt(height) / np.sqrt(count), width / count, height / count
     )
     levels = np.empty((64, 5))
     found, cells = 0, 0.0
@@ -213,7 +219,7 @@ def _plan(live: Float, start: int, stop: int, threshold: float) -> tuple[NDArray
         return levels[:0], origin
     while True:
         columns, rows = np.floor(width / cell) + 1, np.floor(height / cell) + 1
-        levels[found, 0] = (cell / 2 - slack) / reach
+        levels[found, 0] = (0.499 * cell - slack) / reach  # less than half, so that rounding cannot make it three cells
         levels[found, 1], levels[found, 2], levels[found, 3], levels[found, 4] = 1 / cell, columns, rows, cells
         cells += columns * rows
         found += 1
@@ -252,16 +258,15 @@ def _through_grid(
     used: int,
     kept: Bool,
 ) -> tuple[int, int]:
-    """NMS of the boxes [at, stop), until the nodes are used up or some work is done. Returns the box to go on with and
-    the number of nodes in use.
+    """NMS of the boxes [at, stop), until some work is done. Returns the box to go on with and the number of nodes used.
 
-    A node is an entry of a kept box in a cell: its corners and bound, seen as floats in `corners`, and in nodes[:, 5] the
-    next node of the cell.
+    A node is an entry of a kept box in a cell: its corners and bound, seen as floats in `corners`, and in nodes[:, 5]
+    the next node of the cell.
     """
     zero = live.dtype.type(0)
     low_x, low_y, reach, slack = origin[0], origin[1], origin[2], origin[3]
     work = WORK // 8
-    while at < stop and work > 0 and used + 16 <= len(nodes):
+    while at < stop and work > 0:
         x1, y1, x2, y2, area, bound = live[0, at], live[1, at], live[2, at], live[3, at], live[4, at], live[5, at]
         work -= 1
         if not (area > zero and area < np.inf):  # its IoU with any other box is 0
@@ -336,7 +341,7 @@ def _lowered(score: Any, decay: Any, lowest: Any, gone: Any) -> Any:
 def _decay(
     box: Any, x1: Float, y1: Float, x2: Float, y2: Float, area: Float, linear: bool, limits: Any, current: Float
 ) -> Any:
-    """Lower the scores by their IoU with the box; those that fall become -inf. Returns the highest as an ordered integer."""
+    """Lower the scores by their IoU with the box, to -inf where they leave. Returns the highest, `ordered`."""
     ax1, ay1, ax2, ay2, a_area = box
     iou_threshold, sigma, lowest = limits
     zero, one, gone = current.dtype.type(0), current.dtype.type(1), current.dtype.type(-np.inf)
@@ -360,10 +365,11 @@ def _decay(
 def _soften(
     live: Float, current: Float, index: Places, linear: bool, limits: Any, count: int, keep: Int, kept_scores: Float
 ) -> tuple[int, int]:
-    """Soft NMS from the `count`-th box on, until some work is done. Returns how many are kept and how many boxes, moved to
-    the front, are left; a score of -inf marks a box that is gone."""
-    kind = current.dtype.type
-    zero, gone = kind(0), kind(-np.inf)
+    """Soft NMS of the boxes after the first `count`, until some work is done; a score of -inf marks a box that is gone.
+
+    Returns how many are kept, and how many boxes are left; they have moved to the front.
+    """
+    gone = current.dtype.type(-np.inf)
     n, work = len(current), np.int64(WORK)
     x1, y1, x2, y2, area = live[0], live[1], live[2], live[3], live[4]
     highest = ordered(gone)
@@ -403,30 +409,43 @@ def _large_group(live: Float, ranks: Places, start: int, stop: int, threshold: f
         return
     integer = np.int32 if live.itemsize == 4 else np.int64
     heads = np.full(int(levels[-1, 4]) + 1, -1, np.int32)
-    nodes, used, at = np.empty((4 * 1024, 8), integer), 0, start
+    nodes = np.empty((4 * (stop - start), 8), integer)  # the system gives only what is written to
+    used, at = 0, start
     while at < stop:
         at, used = _through_grid(
             live, ranks, at, stop, threshold, levels, origin, heads, nodes, nodes.view(live.dtype), used, kept
         )
-        if used + 16 > len(nodes):
-            nodes = np.concatenate([nodes, np.empty_like(nodes)])
+
+
+def _share(iou_threshold: float) -> float:
+    """The part of the sum of two areas that their intersection must exceed for an IoU over the threshold."""
+    share = iou_threshold / (1 + iou_threshold) * (1 - 1e-5)
+    return share if share > 1e-30 else 0.0
 
 
 def _suppress(boxes: Float, order: Places, ranks: Places, starts: Int, iou_threshold: float, keep: Int) -> int:
-    share = iou_threshold / (1 + iou_threshold) * (1 - 1e-5)
-    live = _gather(boxes, order, ranks, share if share > 1e-30 else 0.0)
-    kept = np.zeros(len(order), np.bool_)
+    live, kept = _gather(boxes, order, ranks, _share(iou_threshold)), np.zeros(len(order), np.bool_)
     group, few = 0, FEW
-    while True:
-        group = _small_groups(live, ranks, starts, group, few, iou_threshold, kept)
-        if group == len(starts) - 1:
-            return _collect(order, kept, keep)
+    while group < len(starts) - 1:
         if starts[group + 1] - starts[group] > few:
             _large_group(live, ranks, int(starts[group]), int(starts[group + 1]), iou_threshold, kept)
             group += 1
+        group = _small_groups(live, ranks, starts, group, few, iou_threshold, kept)
+    return _collect(order, kept, keep)
+
+
+@jit
+def _nms_of_few(boxes: Float, scores: Float, iou_threshold: float, share: float, keep: Int) -> int:
+    order = in_order(boxes, scores)
+    ranks, kept = np.arange(len(order)).astype(np.int32), np.zeros(len(order), np.bool_)
+    live = _gather(boxes, order, ranks, share)
+    _blocks(live, ranks, np.int64(0), len(order), iou_threshold, kept, np.int64(WORK))
+    return _collect(order, kept, keep)
 
 
 def nms(boxes: Float, scores: Float, iou_threshold: float, keep: Int) -> int:
+    if len(boxes) <= FEW:
+        return _nms_of_few(boxes, scores, iou_threshold, _share(iou_threshold), keep)
     order = in_order(boxes, scores)
     ranks = np.arange(len(order), dtype=np.int32)
     return _suppress(boxes, order, ranks, np.array([0, len(order)]), iou_threshold, keep)

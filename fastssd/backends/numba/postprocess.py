@@ -1,9 +1,9 @@
 """From the network's outputs to the few boxes left.
 
-Most anchors show background: a row of logits is skipped unless its best foreground class can reach the threshold at all.
-What passes goes through NMS in the order of the final result, falling score, then class, then anchor: so a box is decoded
-when its turn comes, and the work ends with the last place of the output. The order is made in portions, the best first,
-because of a hundred thousand candidates a few hundred are looked at.
+Most anchors show background: a row of logits is skipped unless its best foreground class can reach the threshold.
+What passes goes through NMS in the order of the final result, falling score, then class, then anchor: so a box is
+decoded when its turn comes, and the work ends with the last place of the output. The order is made in portions, the
+best first, because of a hundred thousand candidates a few hundred are looked at.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fastssd.backends.numba._sort import sort_by
 from fastssd.backends.numba.boxes import area_of, clip
 from fastssd.backends.numba.coding import decode, row
 from fastssd.backends.numba.iou import overlap, ratio
+from fastssd.backends.numba.mining import kth_largest
 
 Places = NDArray[np.int32]
 
@@ -83,11 +84,10 @@ def _candidates(
 @jit
 def _cut(scores: Float, wanted: int) -> Any:
     """A score that roughly `wanted` of the scores reach, judged by a sample."""
-    step = len(scores) // SAMPLE
-    sample = np.empty(SAMPLE, scores.dtype)
+    sample, step = np.full(SAMPLE, ordered(scores[0])), len(scores) // SAMPLE
     for i in range(SAMPLE):
-        sample[i] = scores[i * step]
-    return -np.partition(-sample, SAMPLE * wanted // len(scores))[SAMPLE * wanted // len(scores)]
+        sample[i] = ordered(scores[i * step])
+    return value_of(kth_largest(sample, SAMPLE * wanted // len(scores) + 1))
 
 
 @jit
@@ -146,9 +146,9 @@ def _detect(
             label, anchor = np.int64(portion_labels[i]), np.int64(portion_anchors[i])
             if seen[label] >= topk:
                 continue
-            x1, y1, x2, y2 = decode(
-                row(flat_deltas, anchor), row(flat_anchors, anchor), half, center_variance, size_variance
-            )
+            dx, dy, dw, dh = row(flat_deltas, anchor)
+            growth = exp(dw * size_variance), exp(dh * size_variance)
+            x1, y1, x2, y2 = decode((dx, dy), growth, row(flat_anchors, anchor), half, center_variance)
             if clips:
                 x1, y1, x2, y2 = (
                     clip(x1, right, zero),
