@@ -246,6 +246,15 @@ def train(
     box_weight: Annotated[float | None, option("Weight of the box loss.", "1.0", LOSS)] = None,
     neg_pos_ratio: Annotated[float | None, option("Mined negatives a positive.", "3.0", LOSS)] = None,
     iou_threshold: Annotated[float | None, option("IoU that makes an anchor positive.", "0.5", LOSS)] = None,
+    force_match: Annotated[
+        str | None,
+        option(
+            "How a ground truth claims anchors under it: bipartite (one), low_quality (all of its best: for objects "
+            "much smaller than the anchors), best or none.",
+            "bipartite",
+            LOSS,
+        ),
+    ] = None,
     flip: Annotated[float | None, option("Probability of mirroring left to right.", "0.5", AUGMENTATION)] = None,
     vertical_flip: Annotated[
         float | None, option("And top to bottom, for pictures without an up.", "0.0", AUGMENTATION)
