@@ -154,8 +154,6 @@ inline int64_t lowest_bit(uint64_t bits) {
 // One of 16 values, chosen by pick(a, b), which is asked of vectors too.
 template <typename T, typename Pick>
 T choose_of(const T* values, const Pick& pick) {
-    T left[kMaskWidth];
-    int size = kMaskWidth;
 #if defined(__GNUC__)
     typedef T Values __attribute__((vector_size(kMaskBytes)));
     typedef T Half __attribute__((vector_size(16)));
@@ -172,15 +170,18 @@ T choose_of(const T* values, const Pick& pick) {
         std::memcpy(&other, reinterpret_cast<const char*>(&best) + sizeof half, sizeof other);
         half = pick(half, other);
     }
-    size = sizeof half / sizeof(T);
-    std::memcpy(left, &half, sizeof half);
-#else
-    std::memcpy(left, values, sizeof left);
-#endif
-    for (size /= 2; size > 0; size /= 2) {
-        for (int i = 0; i < size; ++i) left[i] = pick(left[i], left[i + size]);
+    if constexpr (sizeof(T) == 4) {
+        half = pick(half, Half{half[2], half[3], half[0], half[1]});
+        half = pick(half, Half{half[1], half[0], half[3], half[2]});
+    } else {
+        half = pick(half, Half{half[1], half[0]});
     }
-    return left[0];
+    return half[0];
+#else
+    T best = values[0];
+    for (int i = 1; i < kMaskWidth; ++i) best = pick(best, values[i]);
+    return best;
+#endif
 }
 
 template <typename T>

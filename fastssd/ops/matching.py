@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,11 +139,10 @@ def _empty(shape: tuple[int, int], *kinds: tuple[Any, int]) -> list[NDArray[Any]
     """
     rows, length = shape
     sizes = [rows * length * columns * np.dtype(dtype).itemsize for dtype, columns in kinds]
-    ends = np.cumsum(sizes).tolist()
-    block = np.empty(ends[-1], np.uint8)
+    block = np.empty(sum(sizes), np.uint8)
     return [
         block[end - size : end].view(dtype).reshape(rows, length * columns)
-        for (dtype, columns), size, end in zip(kinds, sizes, ends, strict=True)
+        for (dtype, columns), size, end in zip(kinds, sizes, accumulate(sizes), strict=True)
     ]
 
 
@@ -194,12 +194,13 @@ class _GroundTruth:
                 self.sizes = self._counts(gt_counts, array.shape)
                 images = [boxes[:size] for boxes, size in zip(array, self.sizes, strict=True)]
         self.batch = len(self.sizes)
-        self.offsets: Int = np.zeros(self.batch + 1, np.int64)
-        np.cumsum(self.sizes, out=self.offsets[1:])
-        flat = np.concatenate(images) if images else np.empty((0, 4), priors.dtype)
+        self.offsets: Int = np.array([0, *accumulate(self.sizes)], np.int64)
+        flat = images[0] if len(images) == 1 else np.concatenate(images or [np.empty((0, 4), priors.dtype)])
         self.anchors, self.boxes = face.promote(priors, flat)
         face.check_finite("anchors", self.anchors)
-        self._check(~np.isfinite(self.boxes).all(-1), "is not finite")
+        finite = np.isfinite(self.boxes)
+        if not finite.all():
+            self._check(~finite.all(-1), "is not finite")
 
     @staticmethod
     def _image(name: str, boxes: Array) -> NDArray[Any]:
