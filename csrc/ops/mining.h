@@ -1,69 +1,135 @@
-// Hard negative mining. Losses become unsigned keys that order as the losses do, 0 for what may not be mined and the
-// largest for NaN; the k-th largest key is found by a radix select, byte by byte from the top; what is above it is
-// mined, and of its equals the first ones.
+// Hard negative mining. Losses become signed keys that order as the losses do, with NaN above all and what may not be
+// mined below all. Each group of some eight anchors is represented by its largest key; of the groups, those that about
+// k of them reach are found by bisection (support/select.h), and only their members are looked at: whatever belongs to
+// the k largest keys is among them. Bisection among these gives the k-th largest key exactly. What reaches it is mined;
+// where equals are too many, the first of them.
 //
 // Source: SSD paper, section 2.2, "Hard negative mining".
 #pragma once
 
 #include "dispatch.h"
 #include "support/buffer.h"
+#include "support/lanes.h"
 #include "support/math.h"
-#include "support/sort.h"
+#include "support/poll.h"
+#include "support/select.h"
 
 namespace fastssd::FASTSSD_ISA {
 
 template <typename T>
-KeyOf<T> mining_key(T loss, bool positive) {
-    if (positive || loss == -kInf<T>) return 0;
-    return loss == loss ? rising_key(loss) : ~KeyOf<T>(0);
-}
+class Miner {
+  public:
+    explicit Miner(int64_t num_anchors)
+        : n_(num_anchors), groups_(padded(n_)), group_ids_(padded(n_)), keys_(padded(n_)), anchors_(padded(n_)) {}
 
-// The k-th largest of n keys (1 <= k <= n), and in `equals` how many of the k largest have that value.
-template <typename Key>
-Key kth_largest(const Key* keys, int64_t n, int64_t k, int64_t& equals) {
-    Key prefix = 0, mask = 0;
-    for (int shift = 8 * sizeof(Key) - 8; shift >= 0; shift -= 8) {
-        int64_t counts[256] = {};
-        for (int64_t i = 0; i < n; ++i) counts[(keys[i] >> shift) & 255] += (keys[i] & mask) == prefix;
-        int64_t digit = 255;
-        for (; counts[digit] < k; --digit) k -= counts[digit];
-        prefix |= static_cast<Key>(digit) << shift;
-        mask |= Key(255) << shift;
+    void run(const T* loss, const bool* positive, double neg_pos_ratio, int64_t min_negatives, bool* mined) {
+        loss_ = loss;
+        positive_ = positive;
+        std::memset(mined, 0, static_cast<std::size_t>(n_));
+        const double asked = smaller(neg_pos_ratio * static_cast<double>(count_positives()), static_cast<double>(n_));
+        const int64_t wanted = smaller(larger(static_cast<int64_t>(std::ceil(asked)), min_negatives), n_);
+        if (wanted == 0) return;
+
+        const int64_t found = collect(wanted);
+        const Key least = bound_of_largest(keys_.data(), found, wanted, wanted, kLowest + 1);
+        int64_t above = 0, reached = 0;
+        for (int64_t i = 0; i < found; ++i) {
+            mined[anchors_[i]] = keys_[i] >= least;
+            reached += static_cast<int64_t>(keys_[i] >= least);
+            above += static_cast<int64_t>(keys_[i] > least);
+        }
+        if (reached > wanted) drop_last_equals(least, wanted - above, mined);
     }
-    equals = k;
-    return prefix;
-}
+
+  private:
+    using Key = SignedKeyOf<T>;
+    static constexpr int64_t kLanes = Lanes<Key>::kCount, kMostRows = 32;
+    static constexpr Key kLowest = std::numeric_limits<Key>::min();  // may not be mined
+
+    static int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+    static Key key_of(T loss, bool positive) {
+        constexpr Key kMagnitude = std::numeric_limits<Key>::max();
+        const T value = positive || loss == -kInf<T> ? T(0) : loss + T(0);  // no -0
+        Key bits;
+        std::memcpy(&bits, &value, sizeof(T));
+        const Key key = bits < 0 ? bits ^ kMagnitude : bits;
+        return positive || loss == -kInf<T> ? kLowest : loss == loss ? key : kMagnitude - 1;
+    }
+
+    // In bytes as long as they cannot overflow.
+    int64_t count_positives() const {
+        constexpr int64_t kBytes = 64, kMost = 255;
+        int64_t positives = 0, a = 0;
+        while (n_ - a >= kBytes) {
+            uint8_t counts[kBytes] = {};
+            for (int64_t end = smaller(a + kBytes * kMost, n_); a + kBytes <= end; a += kBytes) {
+                for (int64_t i = 0; i < kBytes; ++i) counts[i] = static_cast<uint8_t>(counts[i] + positive_[a + i]);
+            }
+            for (const uint8_t count : counts) positives += count;
+        }
+        for (; a < n_; ++a) positives += positive_[a];
+        return positives;
+    }
+
+    // Keys and anchors that hold the `wanted` largest keys (all that may be mined, if they are fewer), and few others.
+    int64_t collect(int64_t wanted) {
+        // A group is a lane of `size` consecutive rows of kLanes anchors.
+        int64_t size = kMostRows;
+        while (size > 1 && n_ < 8 * wanted * size) size /= 2;
+        const int64_t stride = kLanes * size, num_groups = (n_ + stride - 1) / stride * kLanes;
+        Key keys[kLanes * kMostRows];
+        for (int64_t begin = 0; begin < n_; begin += stride) {
+            const int64_t used = smaller(stride, n_ - begin);
+            for (int64_t i = 0; i < used; ++i) keys[i] = key_of(loss_[begin + i], positive_[begin + i]);
+            for (int64_t i = used; i < stride; ++i) keys[i] = kLowest;
+            Lanes<Key> most(keys);
+            for (int64_t i = kLanes; i < stride; i += kLanes) most = larger(Lanes<Key>(keys + i), most);
+            most.store(groups_.data() + begin / size);
+        }
+        const Key bound = bound_of_largest(groups_.data(), num_groups, wanted, wanted + wanted / 8, kLowest + 1);
+        int64_t num_found = 0;
+        for (int64_t g = 0; g < num_groups; ++g) {
+            group_ids_[num_found] = static_cast<uint32_t>(g);
+            num_found += static_cast<int64_t>(groups_[g] >= bound);
+        }
+        int64_t found = 0;
+        for (int64_t i = 0; i < num_found; ++i) {
+            const int64_t g = group_ids_[i];
+            const int64_t first = g / kLanes * stride + g % kLanes;
+            for (int64_t a = first; a < smaller(first + stride, n_); a += kLanes) {
+                keys_[found] = key_of(loss_[a], positive_[a]);
+                anchors_[found] = static_cast<uint32_t>(a);
+                found += static_cast<int64_t>(keys_[found] >= bound);
+            }
+        }
+        return found;
+    }
+
+    // Only the first `allowed` of the anchors with this key stay mined.
+    void drop_last_equals(Key key, int64_t allowed, bool* mined) const {
+        for (int64_t a = 0; a < n_; ++a) {
+            if (key_of(loss_[a], positive_[a]) == key && --allowed < 0) mined[a] = false;
+        }
+    }
+
+    const int64_t n_;
+    const T* loss_ = nullptr;
+    const bool* positive_ = nullptr;
+    Buffer<Key> groups_;
+    Buffer<uint32_t> group_ids_;
+    Buffer<Key> keys_;
+    Buffer<uint32_t> anchors_;
+};
 
 template <typename T>
 void mine_hard_negatives(const T* loss, const bool* positive, int64_t num_anchors, double neg_pos_ratio,
                          int64_t min_negatives, int64_t begin, int64_t end, bool* out) {
-    Buffer<KeyOf<T>> keys(num_anchors);
-    for (int64_t row = begin; row < end; ++row) {
-        const T* const row_loss = loss + row * num_anchors;
-        const bool* const row_positive = positive + row * num_anchors;
-        bool* const mined = out + row * num_anchors;
-
-        int64_t positives = 0, negatives = 0;
-        for (int64_t a = 0; a < num_anchors; ++a) {
-            keys[a] = mining_key(row_loss[a], row_positive[a]);
-            positives += row_positive[a];
-            negatives += keys[a] != 0;
-        }
-        const double asked = smaller(neg_pos_ratio * static_cast<double>(positives), static_cast<double>(num_anchors));
-        const int64_t wanted = smaller(larger(static_cast<int64_t>(std::ceil(asked)), min_negatives), negatives);
-        if (wanted == 0) {
-            std::memset(mined, 0, static_cast<std::size_t>(num_anchors));
-            continue;
-        }
-        int64_t equals = 0;
-        const KeyOf<T> least = kth_largest(keys.data(), num_anchors, wanted, equals);
-        for (int64_t a = 0; a < num_anchors; ++a) mined[a] = keys[a] > least;
-        for (int64_t a = 0; equals > 0; ++a) {
-            if (keys[a] == least) {
-                mined[a] = true;
-                --equals;
-            }
-        }
+    Miner<T> miner(num_anchors);
+    Pacer pacer;
+    for (int64_t row = begin; row < end && !pacer.cancelled(num_anchors); ++row) {
+        const int64_t first = row * num_anchors;
+        miner.run(loss + first, positive + first, neg_pos_ratio, min_negatives, out + first);
     }
 }
 

@@ -1,8 +1,9 @@
 // From the network's outputs to the few boxes left. Most rows are background: a row is skipped unless its largest
-// foreground logit can pass the score threshold against the largest logit of all, before any exponential. What passes
-// becomes a candidate (score, anchor, class); candidates are sorted by falling score and then by class, decoded only
-// when their turn comes, and each class runs through NMS. The kept of all classes are sorted once more, and the best
-// are written.
+// foreground logit can pass the score threshold against the background's, before any exponential. What passes becomes
+// a candidate (score, anchor, class). Once there are many, only the best matter: the threshold rises to the score of
+// the best few hundred, and rows are skipped by a bound of their whole sum. Candidates then pass in order of score, are
+// decoded a few at a time, and meet the kept boxes of their class, until enough are kept. In the rare case that the
+// best were not enough, all begins again with more of them.
 //
 // Source: SSD paper, section 3.7 (inference time).
 #pragma once
@@ -10,175 +11,401 @@
 #include "dispatch.h"
 #include "ops/boxes.h"
 #include "ops/coding.h"
-#include "ops/nms.h"
+#include "ops/iou.h"
 #include "support/buffer.h"
+#include "support/exp.h"
+#include "support/lanes.h"
 #include "support/math.h"
 #include "support/poll.h"
+#include "support/select.h"
 #include "support/sort.h"
 
 namespace fastssd::FASTSSD_ISA {
+
+// The kept boxes of each class, in blocks of kLanes, the newest first.
+template <typename T>
+class KeptBoxes {
+  public:
+    KeptBoxes(int64_t num_classes, double iou_threshold)
+        : limit_(round_down(T(), iou_threshold)),
+          share_(static_cast<T>(iou_threshold / (1 + iou_threshold) * (1 - 1e-5))),
+          classes_(num_classes),
+          blocks_(kFirstBlocks) {}
+
+    void clear(int64_t num_classes) {
+        num_blocks_ = 0;
+        for (int64_t c = 0; c < num_classes; ++c) classes_[c] = {kNone, 0};
+    }
+
+    bool suppress(const Box<T>& box, int64_t c) const {
+        for (int64_t b = classes_[c].newest; b != kNone; b = blocks_[b].next) {
+            if (near(box, blocks_[b]) && overlaps(box, blocks_[b])) return true;
+        }
+        return false;
+    }
+
+    void add(const Box<T>& box, int64_t c) {
+        Class& of = classes_[c];
+        const int64_t lane = of.count++ % kLanes;
+        if (lane == 0) {
+            blocks_.reserve(num_blocks_ + 1, num_blocks_);
+            Block& block = blocks_[num_blocks_];
+            block = {};  // empty lanes overlap nothing
+            block.next = of.newest;
+            of.newest = num_blocks_++;
+        }
+        Block& block = blocks_[of.newest];
+        block.x1[lane] = box.x1;
+        block.y1[lane] = box.y1;
+        block.x2[lane] = box.x2;
+        block.y2[lane] = box.y2;
+        block.area[lane] = box.area;
+    }
+
+    int64_t blocks_of(int64_t c) const { return (classes_[c].count + kLanes - 1) / kLanes; }
+
+  private:
+    static constexpr int64_t kLanes = 8, kNone = -1, kFirstBlocks = 64;
+
+    struct Block {
+        T x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes], area[kLanes];
+        int64_t next;
+    };
+    struct Class {
+        int64_t newest, count;
+    };
+
+    static T lane_intersection(const Box<T>& box, const Block& block, int64_t i) {
+        return positive_part(smaller(box.x2, block.x2[i]) - larger(box.x1, block.x1[i])) *
+               positive_part(smaller(box.y2, block.y2[i]) - larger(box.y1, block.y1[i]));
+    }
+
+    // Whether any lane may overlap too much: inter / (sum - inter) > t says inter > t / (1 + t) * sum, by far less than
+    // the 1e-5 that share_ leaves for rounding. (And where the product underflows, rounding cannot pass inter.)
+    bool near(const Box<T>& box, const Block& block) const {
+        SignedKeyOf<T> any = 0;
+        for (int64_t i = 0; i < kLanes; ++i) {
+            any |= static_cast<SignedKeyOf<T>>(lane_intersection(box, block, i) >= share_ * (box.area + block.area[i]));
+        }
+        return any != 0;
+    }
+
+    // No check of the union: it is negative for no pair, and where it is 0 or NaN the quotient is NaN.
+    bool overlaps(const Box<T>& box, const Block& block) const {
+        SignedKeyOf<T> any = 0;
+        for (int64_t i = 0; i < kLanes; ++i) {
+            const T inter = lane_intersection(box, block, i);
+            any |= static_cast<SignedKeyOf<T>>(inter / (box.area + block.area[i] - inter) > limit_);
+        }
+        return any != 0;
+    }
+
+    const T limit_, share_;
+    Buffer<Class> classes_;
+    Buffer<Block> blocks_;
+    int64_t num_blocks_ = 0;
+};
 
 template <typename T>
 class Postprocessor {
   public:
     explicit Postprocessor(const PostprocessTask<T>& task)
         : task_(task),
-          limit_(round_down(T(), task.score_threshold)),
-          logit_limit_(least_logit(task.activation, task.score_threshold)),
-          exps_(task.num_classes),
-          candidates_(0),
+          topk_(smaller(task.topk, task.num_anchors)),
+          width_((task.num_classes + kLanes - 1) / kLanes * kLanes),
+          center_variance_(static_cast<T>(task.variances.center)),
+          size_variance_(static_cast<T>(task.variances.size)),
+          clip_height_(static_cast<T>(task.clip_height)),
+          clip_width_(static_cast<T>(task.clip_width)),
+          clips_(is_finite(task.clip_height)),
+          row_(width_),
+          values_(width_),
+          keys_(kFirstCandidates),
+          indices_(kFirstCandidates),
+          entries_(0),
           scratch_(0),
-          ends_(task.num_classes) {}
+          taken_(task.num_classes),
+          kept_boxes_(task.num_classes, task.iou_threshold),
+          kept_(kFirstKept) {
+        for (int64_t i = task.num_classes; i < width_; ++i) row_[i] = -kInf<T>;
+    }
 
     void run(int64_t image) {
-        count_ = 0;
-        collect_candidates(image);
-        scratch_.reserve(count_, 0);
-        const Candidate* const order = sort_entries(candidates_.data(), scratch_.data(), count_);
-        const bool in_scratch = order == scratch_.data();
-        Candidate* const by_class = in_scratch ? candidates_.data() : scratch_.data();
-        split_by_class(order, by_class);
-        const int64_t kept = suppress(image, by_class);
-        write(image, sort_entries(by_class, in_scratch ? scratch_.data() : candidates_.data(), kept), kept);
+        image_ = image;
+        const bool may_fill = topk_ * (task_.num_classes - 1) >= task_.max_detections;
+        int64_t best = may_fill ? 2 * task_.max_detections + 128 : task_.num_anchors * task_.num_classes;
+        while (!try_best(best)) best *= 16;
+        write();
     }
 
   private:
     using Candidate = Entry<KeyOf<T>>;  // index: anchor * num_classes + class
+    using Key = SignedKeyOf<T>;
+    static constexpr int64_t kLanes = Lanes<T>::kCount, kBlock = 16;
+    static constexpr int64_t kFirstCandidates = 1024, kFirstKept = 256;
+    static constexpr int64_t kMany = 8192;  // candidates; up to here it does not pay to look for the best
 
-    // What a foreground logit (softmax: less the largest logit of its row) must exceed to have a chance. Lower than the
-    // exact bound by more than the rounding of the score can be.
-    static T least_logit(Activation activation, double threshold) {
+    // --- which rows and scores count
+
+    // Scores must exceed `limit`. Sets what logits must exceed to have a chance: lower than the exact bounds by more
+    // than the rounding of the score can be.
+    void set_limit(T limit) {
         constexpr double kSlack = 1e-3;
-        const double least = larger(threshold - 4.0 * std::numeric_limits<T>::epsilon(), 0.0);
-        switch (activation) {
-            case Activation::softmax:
-                return static_cast<T>(std::log(threshold) - kSlack);
-            case Activation::sigmoid:
-                return static_cast<T>(std::log(least / (1 - least)) - kSlack);
-            default:
-                return round_down(T(), threshold);
-        }
-    }
-
-    void collect_candidates(int64_t image) {
-        const int64_t num_classes = task_.num_classes;
-        Pacer pacer;
-        for (int64_t a = 0; a < task_.num_anchors; ++a) {
-            const T* const logits = task_.logits + (image * task_.num_anchors + a) * num_classes;
-            if (pacer.cancelled(num_classes)) return;
-            const T most = max_of(logits + 1, num_classes - 1);
-            const T base = task_.activation == Activation::softmax ? larger(logits[0], most) : T(0);
-            if (!(most - base > logit_limit_)) continue;
-            candidates_.reserve(count_ + num_classes, count_);
-            add_candidates(logits, base, a * num_classes);
-            if (pacer.cancelled(8 * num_classes)) return;
-        }
-    }
-
-    void add_candidates(const T* logits, T base, int64_t first_index) {
-        const int64_t num_classes = task_.num_classes;
-        const auto add = [&](int64_t c, T score) {
-            if (score > limit_) candidates_[count_++] = {falling_key(score), static_cast<uint32_t>(first_index + c)};
-        };
-        if (task_.activation == Activation::softmax) {
-            const T sum = softmax_sum(logits, base);
-            for (int64_t c = 1; c < num_classes; ++c) {
-                if (logits[c] - base > logit_limit_) add(c, exps_[c] / sum);
-            }
-        } else if (task_.activation == Activation::sigmoid) {
-            for (int64_t c = 1; c < num_classes; ++c) {
-                if (logits[c] > logit_limit_) add(c, T(1) / (T(1) + std::exp(-logits[c])));
-            }
+        const double classes = static_cast<double>(task_.num_classes);
+        const double rounding = (classes + 8) * std::numeric_limits<T>::epsilon();
+        const double least = static_cast<double>(limit) * (1 - rounding);
+        limit_ = limit;
+        if (task_.activation == Activation::none) {
+            logit_limit_ = limit;
+        } else if (limit < std::numeric_limits<T>::min()) {
+            logit_limit_ = spread_limit_ = -kInf<T>;
         } else {
-            for (int64_t c = 1; c < num_classes; ++c) add(c, logits[c]);
+            logit_limit_ = static_cast<T>(std::log(least / (1 - least)) - kSlack);
+            spread_limit_ = static_cast<T>(std::log(least * classes) - kSlack);
         }
     }
 
-    // The sum of exp(logit - base); exps_ holds the terms. It runs in lanes whose number is fixed: its rounding is the
-    // same on every instruction set.
-    T softmax_sum(const T* logits, T base) {
-        constexpr int64_t kLanes = 8;
+    void collect(int64_t best) {
         const int64_t num_classes = task_.num_classes;
-        T sums[kLanes] = {};
-        for (int64_t c = 0; c < num_classes; ++c) {
-            exps_[c] = std::exp(logits[c] - base);
-            sums[c % kLanes] += exps_[c];
-        }
-        return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
-    }
-
-    // Stable, so that each class is in order of falling score and rising anchor. ends_[c] becomes the end of class c.
-    void split_by_class(const Candidate* order, Candidate* by_class) {
-        const int64_t num_classes = task_.num_classes;
-        for (int64_t c = 0; c < num_classes; ++c) ends_[c] = 0;
-        for (int64_t i = 0; i < count_; ++i) ++ends_[order[i].index % num_classes];
-        int64_t before = 0;
-        for (int64_t c = 0; c < num_classes; ++c) {
-            const int64_t size = ends_[c];
-            ends_[c] = before;
-            before += size;
-        }
-        for (int64_t i = 0; i < count_; ++i) by_class[ends_[order[i].index % num_classes]++] = order[i];
-    }
-
-    // Replaces the candidates by those that NMS keeps, class after class; returns how many.
-    int64_t suppress(int64_t image, Candidate* by_class) {
-        const T limit = round_down(T(), task_.iou_threshold);
-        int64_t largest = 0;
-        for (int64_t c = 1; c < task_.num_classes; ++c) largest = larger(largest, ends_[c] - ends_[c - 1]);
-        Suppressor<T> suppressor(smaller(largest, task_.topk));
-        int64_t kept = 0, begin = 0;
-        for (int64_t c = 0; c < task_.num_classes; ++c) {
-            const Candidate* const members = by_class + begin;
-            const int64_t size = ends_[c] - begin;
-            int64_t taken = 0;
-            for (int64_t i = 0; i < size && taken < task_.topk; ++i) {
-                T box[4];
-                decode_candidate(image, members[i].index, box);
-                if (usable(box, T(0))) suppressor.set(taken++, box, static_cast<uint32_t>(i));
+        const bool softmax = task_.activation == Activation::softmax;
+        const T* logits = task_.logits + image_ * task_.num_anchors * num_classes;
+        Pacer pacer;
+        count_ = 0;
+        cut_ = false;
+        int64_t full = larger(2 * best, kMany);
+        set_limit(round_down(T(), task_.score_threshold));
+        for (int64_t a = 0; a < task_.num_anchors; ++a, logits += num_classes) {
+            if (pacer.cancelled(num_classes / 4 + 2)) return;
+            const T background = softmax ? logits[0] : T(0);
+            if (!may_pass(logits, background)) continue;
+            std::memcpy(row_.data(), logits, static_cast<std::size_t>(num_classes) * sizeof(T));
+            const T base = softmax ? max_lanes(row_.data(), width_).largest() : T(0);
+            if (softmax && cut_ && !(mean_below(base) > spread_limit_)) continue;
+            add_candidates(base, a * num_classes);
+            if (count_ >= full) {
+                cut(best);
+                full = larger(2 * best, 2 * count_);
             }
-            // In place: no more are kept than were read.
-            if (!suppressor.run(taken, limit, [&](uint32_t i) { by_class[kept++] = members[i]; })) return 0;
-            begin = ends_[c];
         }
-        return kept;
     }
 
-    void write(int64_t image, const Candidate* order, int64_t kept) {
-        const int64_t room = task_.max_detections;
-        const int64_t count = smaller(kept, room);
+    // Whether a score of this row may pass the limit: the softmax of a logit is at most what it would be if there were
+    // only it and the background.
+    bool may_pass(const T* logits, T background) const {
+        const int64_t n = task_.num_classes - 1;
+        if (n >= kLanes) return any_above(max_lanes(logits + 1, n) - Lanes<T>(background), Lanes<T>(logit_limit_));
+        T most = -kInf<T>;
+        for (int64_t c = 1; c <= n; ++c) most = larger(logits[c], most);
+        return most - background > logit_limit_;
+    }
+
+    // How far the logits of row_ lie below base, the largest, on average; at most that. By Jensen, the sum of their
+    // exponentials is at least as if each lay there. What is 32 below is too small to count in the sum, so that its
+    // distance is taken as that.
+    T mean_below(T base) const {
+        constexpr T kMost = 32;
+        Lanes<T> sums(T(0));
+        for (int64_t begin = 0; begin < width_; begin += kLanes) {
+            sums = sums + larger(Lanes<T>(row_.data() + begin) - Lanes<T>(base), Lanes<T>(-kMost));
+        }
+        return (-sums.sum() - kMost * static_cast<T>(width_ - task_.num_classes)) / static_cast<T>(task_.num_classes);
+    }
+
+    // --- candidates
+
+    // The scores of row_ are values_ / the result.
+    T fill_values(T base) {
+        T* FASTSSD_RESTRICT const values = values_.data();
+        const T* FASTSSD_RESTRICT const row = row_.data();
+        T divisor = 1;
+        if (task_.activation == Activation::softmax) {
+            for (int64_t i = 0; i < width_; ++i) values[i] = exp_of(row[i] - base);
+            Lanes<T> sums(T(0));
+            for (int64_t begin = 0; begin < width_; begin += kLanes) sums = sums + Lanes<T>(values + begin);
+            divisor = sums.sum();
+        } else if (task_.activation == Activation::sigmoid) {
+            for (int64_t i = 0; i < width_; ++i) values[i] = T(1) / (T(1) + exp_of(-row[i]));
+        } else {
+            std::memcpy(values, row, static_cast<std::size_t>(width_) * sizeof(T));
+        }
+        values[0] = -1;  // the background is never detected
+        return divisor;
+    }
+
+    void add_candidates(T base, int64_t first_index) {
+        const T divisor = fill_values(base);
+        const T least = limit_ * divisor;  // rounding is monotonous: a smaller value has no larger score than limit_
+        keys_.reserve(count_ + width_, count_);
+        indices_.reserve(count_ + width_, count_);
+        for (int64_t begin = 0; begin < width_; begin += kLanes) {
+            const T* const values = values_.data() + begin;
+            if (!any_reaches(Lanes<T>(values), Lanes<T>(least))) continue;
+            T scores[kLanes];
+            for (int64_t i = 0; i < kLanes; ++i) scores[i] = values[i] / divisor;
+            for (int64_t i = 0; i < kLanes; ++i) {
+                std::memcpy(&keys_[count_], &scores[i], sizeof(T));
+                indices_[count_] = static_cast<uint32_t>(first_index + begin + i);
+                count_ += static_cast<int64_t>(scores[i] > limit_);
+            }
+        }
+    }
+
+    // From here on, only what is not below about the best. Of equal scores all stay.
+    void cut(int64_t best) {
+        const Key least = bound_of_largest(keys_.data(), count_, best, best + best / 4, Key(0));
+        int64_t left = 0;
+        for (int64_t i = 0; i < count_; ++i) {
+            keys_[left] = keys_[i];
+            indices_[left] = indices_[i];
+            left += static_cast<int64_t>(keys_[left] >= least);
+        }
+        count_ = left;
+        cut_ = true;
+        set_limit(score_of(least - 1));
+    }
+
+    // A score passed a threshold that is not negative: its bits, taken as a whole number, order as it does.
+    static T score_of(Key key) {
+        T score;
+        std::memcpy(&score, &key, sizeof(T));
+        return score;
+    }
+
+    // --- suppression
+
+    // False where there were more candidates than the best, and these were not enough.
+    bool try_best(int64_t best) {
+        num_kept_ = 0;
+        if (task_.max_detections == 0 || topk_ == 0) return true;
+        collect(best);
+        entries_.reserve(count_, 0);
+        scratch_.reserve(count_, 0);
+        for (int64_t i = 0; i < count_; ++i) entries_[i] = {falling_key(score_of(keys_[i])), indices_[i]};
+        const bool enough = suppress(sort_entries(entries_.data(), scratch_.data(), count_));
+        return enough || !cut_;
+    }
+
+    // Keeps in order of score until there are max_detections and no more of the last one's score. True where there are.
+    bool suppress(const Candidate* order) {
+        const int64_t num_classes = task_.num_classes;
+        T block[BoxColumns<T>::kColumns * kBlock];
+        const BoxColumns<T> boxes(block, kBlock);
+        Pacer pacer;
+        kept_boxes_.clear(num_classes);
+        for (int64_t c = 0; c < num_classes; ++c) taken_[c] = 0;
+        for (int64_t begin = 0; begin < count_; begin += kBlock) {
+            const int64_t size = smaller(kBlock, count_ - begin);
+            decode_block(order + begin, size, boxes);
+            for (int64_t i = 0; i < size; ++i) {
+                const Candidate& candidate = order[begin + i];
+                if (num_kept_ >= task_.max_detections && candidate.key != kept_[num_kept_ - 1].key) return true;
+                const Box<T> box(boxes, i);
+                const int64_t c = candidate.index % num_classes;
+                if (!finite(box) || taken_[c] == topk_) continue;
+                ++taken_[c];
+                if (pacer.cancelled(2 * kept_boxes_.blocks_of(c) + 20)) return true;
+                if (kept_boxes_.suppress(box, c)) continue;
+                kept_boxes_.add(box, c);
+                kept_.reserve(num_kept_ + 1, num_kept_);
+                kept_[num_kept_++] = candidate;
+            }
+        }
+        return num_kept_ >= task_.max_detections;
+    }
+
+    static bool finite(const Box<T>& box) { return is_finite(nan_unless_finite(box.x1, box.y1, box.x2, box.y2)); }
+
+    void write() {
+        const int64_t room = task_.max_detections, count = smaller(num_kept_, room);
+        order_equals(count);
         for (int64_t place = 0; place < room; ++place) {
-            const int64_t to = image * room + place;
+            const int64_t to = image_ * room + place;
             T* const box = task_.boxes + 4 * to;
             if (place < count) {
-                decode_candidate(image, order[place].index, box);
-                task_.scores[to] = value_of_falling_key<T>(order[place].key);
-                task_.labels[to] = order[place].index % task_.num_classes;
-                task_.anchor_idx[to] = order[place].index / task_.num_classes;
+                const int64_t index = kept_[place].index, anchor = index / task_.num_classes;
+                decode(task_.deltas + 4 * (image_ * task_.num_anchors + anchor), task_.anchors + 4 * anchor,
+                       center_variance_, size_variance_, box);
+                if (clips_) clip_boxes_to_image(box, clip_height_, clip_width_, 0, 1, box);
+                task_.scores[to] = value_of_falling_key<T>(kept_[place].key);
+                task_.labels[to] = index % task_.num_classes;
+                task_.anchor_idx[to] = anchor;
             } else {
                 box[0] = box[1] = box[2] = box[3] = T(0);
                 task_.scores[to] = T(0);
                 task_.labels[to] = task_.anchor_idx[to] = -1;
             }
         }
-        task_.counts[image] = count;
+        task_.counts[image_] = count;
     }
 
-    void decode_candidate(int64_t image, int64_t index, T* box) const {
-        const int64_t anchor = index / task_.num_classes;
-        decode(task_.deltas + 4 * (image * task_.num_anchors + anchor), task_.anchors + 4 * anchor,
-               static_cast<T>(task_.variances.center), static_cast<T>(task_.variances.size), box);
-        if (is_finite(task_.clip_height)) {
-            clip_boxes_to_image(box, static_cast<T>(task_.clip_height), static_cast<T>(task_.clip_width), 0, 1, box);
+    // Equal scores of several classes: by class, then by anchor. The last one's equals may reach beyond `count`.
+    void order_equals(int64_t count) {
+        const int64_t num_classes = task_.num_classes;
+        for (int64_t begin = 0, end = 0; begin < count; begin = end) {
+            while (end < num_kept_ && kept_[end].key == kept_[begin].key) ++end;
+            if (end == begin + 1) continue;
+            for (int64_t i = begin; i < end; ++i) {
+                const uint32_t index = kept_[i].index;
+                const int64_t place = index % num_classes * task_.num_anchors + index / num_classes;
+                entries_[i - begin] = {static_cast<KeyOf<T>>(place), index};
+            }
+            const Candidate* const ordered = sort_entries(entries_.data(), scratch_.data(), end - begin);
+            for (int64_t i = begin; i < end; ++i) kept_[i].index = ordered[i - begin].index;
+        }
+    }
+
+    // The boxes of up to kBlock candidates. The loops run over a whole block, so that they vectorise.
+    void decode_block(const Candidate* candidates, int64_t size, const BoxColumns<T>& boxes) const {
+        T deltas[4][kBlock] = {}, anchors[4][kBlock] = {};
+        for (int64_t i = 0; i < size; ++i) {
+            const int64_t anchor = candidates[i].index / task_.num_classes;
+            const T* const from = task_.deltas + 4 * (image_ * task_.num_anchors + anchor);
+            for (int64_t k = 0; k < 4; ++k) {
+                deltas[k][i] = from[k];
+                anchors[k][i] = task_.anchors[4 * anchor + k];
+            }
+        }
+        T* const lows[] = {boxes.x1, boxes.y1};
+        T* const highs[] = {boxes.x2, boxes.y2};
+        const T sizes[] = {clip_width_, clip_height_};
+        for (int64_t axis = 0; axis < 2; ++axis) {
+            T* FASTSSD_RESTRICT const low = lows[axis];
+            T* FASTSSD_RESTRICT const high = highs[axis];
+            for (int64_t i = 0; i < kBlock; ++i) {
+                decode(deltas[axis][i], deltas[2 + axis][i], anchors[axis][i], anchors[2 + axis][i], center_variance_,
+                       size_variance_, low[i], high[i]);
+            }
+            if (!clips_) continue;
+            for (int64_t i = 0; i < kBlock; ++i) {
+                low[i] = clip(low[i], sizes[axis]);
+                high[i] = clip(high[i], sizes[axis]);
+            }
+        }
+        for (int64_t i = 0; i < kBlock; ++i) {
+            boxes.area[i] = area_of(boxes.x1[i], boxes.y1[i], boxes.x2[i], boxes.y2[i]);
         }
     }
 
     const PostprocessTask<T>& task_;
-    const T limit_, logit_limit_;
-    Buffer<T> exps_;
-    Buffer<Candidate> candidates_, scratch_;
-    Buffer<int64_t> ends_;
+    const int64_t topk_;
+    const int64_t width_;  // of a row: the number of classes, and what is left of kLanes
+    const T center_variance_, size_variance_, clip_height_, clip_width_;
+    const bool clips_;
+    int64_t image_ = 0;
+
+    T limit_ = 0, logit_limit_ = 0, spread_limit_ = 0;
+    Buffer<T> row_, values_;
+    bool cut_ = false;  // whether candidates were left out
+
     int64_t count_ = 0;
+    Buffer<Key> keys_;
+    Buffer<uint32_t> indices_;
+    Buffer<Candidate> entries_, scratch_;
+
+    Buffer<int64_t> taken_;  // of each class: how many went to suppression
+    KeptBoxes<T> kept_boxes_;
+    int64_t num_kept_ = 0;
+    Buffer<Candidate> kept_;
 };
 
 template <typename T>

@@ -11,6 +11,13 @@
 
 #define FASTSSD_RESTRICT __restrict
 
+// For what loops must see through to vectorise, where the compiler deems it too long.
+#if defined(_MSC_VER)
+#define FASTSSD_INLINE __forceinline
+#else
+#define FASTSSD_INLINE inline __attribute__((always_inline))
+#endif
+
 namespace fastssd::FASTSSD_ISA {
 
 template <typename T>
