@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastssd.ops import assign_targets, mine_hard_negatives
+from fastssd.ops import assign_targets, mine_hard_negatives, multibox_cross_entropy
 from fastssd.ops.matching import Targets
 
 CLASS_LOSSES = ("cross_entropy", "focal")
@@ -79,6 +79,11 @@ class Criterion:
         hard_negatives = None
         if self.class_loss == "focal":
             classification = self.focal_loss(logits, targets.labels)
+        elif logits.device.type == "cpu":  # the two steps below as one kernel
+            classification, selected = multibox_cross_entropy(
+                logits, targets.labels, neg_pos_ratio=self.neg_pos_ratio, min_negatives=self.min_negatives
+            )
+            hard_negatives = selected & ~positive
         else:
             hard_negatives = self.select_hard_negatives(logits, targets.labels)
             classification = self.classification_loss(logits, targets.labels, positive | hard_negatives)
