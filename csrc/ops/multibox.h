@@ -19,18 +19,17 @@
 
 namespace fastssd::FASTSSD_ISA {
 
-// At least exp(x) and at most 1.062 exp(x) within [-87, 80], outside of which x counts as the nearer end, and NaN as 80:
-// a whole number in the place of a float's exponent, and the fraction of x / log(2) as the float's fraction.
+// For x up to kRoughEnd: at least exp(x) and at most 1.062 exp(max(x, -87)). The whole part of x / log(2) goes where a
+// float has its exponent, the rest where it has its fraction.
+constexpr float kRoughEnd = 80;
 FASTSSD_INLINE float rough_exp(float x) {
     constexpr float kScale = 12102203.16f, kOne = 1065353216.0f;  // 2^23 / log(2), the bits of 1
-    x = x < 80.0f ? x : 80.0f;
-    x = x > -87.0f ? x : -87.0f;
-    const int32_t bits = static_cast<int32_t>(x * kScale + kOne);
+    const int32_t bits = static_cast<int32_t>(larger(x, -87.0f) * kScale + kOne);
     float result;
     std::memcpy(&result, &bits, sizeof(result));
     return result;
 }
-constexpr float kRoughExcess = 1.07f, kRoughMost = 5e34f;  // of which some are for rounding; just below exp(80)
+constexpr float kRoughExcess = 1.07f, kRoughMost = 5e34f;  // some of it for rounding; just below exp(kRoughEnd)
 
 // The softmax of a row, which is values()[c] / sum().
 template <typename T>
@@ -72,14 +71,22 @@ class MultiboxLoss {
         : task_(task),
           n_(task.num_anchors),
           num_classes_(task.num_classes),
-          terms_((num_classes_ + 2 * kLanes) / kLanes * kLanes),
+          width_((num_classes_ + kLanes - 1) / kLanes * kLanes),
+          terms_(width_),
+          counts_(width_),
+          padded_(width_),
           odds_(n_),
           keys_(n_),
           anchors_(n_),
           losses_(n_),
           positive_(n_),
           mined_(n_),
-          softmax_(num_classes_) {}
+          softmax_(num_classes_) {
+        for (int64_t i = 0; i < width_; ++i) {
+            counts_[i] = i > 0 && i < num_classes_ ? 1.0f : 0.0f;
+            padded_[i] = 0;
+        }
+    }
 
     void run(int64_t image) {
         logits_ = task_.logits + image * n_ * num_classes_;
@@ -108,51 +115,71 @@ class MultiboxLoss {
     // -1 for what may not be mined. False where nobody wants them any more.
     bool take_odds() {
         Pacer pacer;
-        const int64_t step = num_classes_ > kLanes ? 1 : kLanes;
-        for (int64_t a = 0; a < n_; a += step) {
-            if (pacer.cancelled(step * (num_classes_ / 4 + 2))) return false;
-            const T* const rows = logits_ + a * num_classes_;
-            if (step == 1) {
-                odds_[a] = odds_of_long_row(rows, a + 1 == n_);
-            } else if (a + step <= n_) {
-                odds_of_short_rows(rows, step, odds_.data() + a);
+        for (int64_t begin = 0; begin < n_; begin += kLanes) {
+            const int64_t count = smaller(kLanes, n_ - begin);
+            if (pacer.cancelled(count * (num_classes_ / 4 + 2))) return false;
+            const T* const rows = logits_ + begin * num_classes_;
+            float sums[kLanes] = {};
+            if (num_classes_ > kLanes) {
+                sum_along_rows(rows, count, begin + count == n_, sums);
+            } else if (count == kLanes) {
+                sum_across_rows(rows, kLanes, sums);
             } else {
-                odds_of_short_rows(rows, n_ - a, odds_.data() + a);
+                sum_across_rows(rows, count, sums);
+            }
+            // Infinity where the sum is too large or not a number, which mining takes for the largest of losses, and
+            // where the background's logit is not finite.
+            for (int64_t i = 0; i < count; ++i) {
+                const T background = rows[i * num_classes_];
+                const float odds = sums[i] + static_cast<float>(background - background);
+                odds_[begin + i] = labels_[begin + i] != 0 ? -1.0f : odds < kRoughMost ? odds : kInf<float>;
             }
         }
-        for (int64_t a = 0; a < n_; ++a) odds_[a] = labels_[a] == 0 ? odds_[a] : -1.0f;
         return true;
     }
 
-    // `sum`, but infinity where it is too large or not a number (which mining takes for the largest of losses), or where
-    // the background's logit is not finite.
-    static FASTSSD_INLINE float checked(float sum, T background) {
-        sum += static_cast<float>(background - background);
-        return sum < kRoughMost ? sum : kInf<float>;
+    // A row's lanes are folded to four, and these of all rows together.
+    void sum_along_rows(const T* rows, int64_t count, bool last, float* sums) {
+        float quarters[4 * kLanes] = {};
+        for (int64_t r = 0; r < count; ++r) {
+            const T* row = rows + r * num_classes_;
+            if (last && r + 1 == count) {  // the loops run past the end of the row
+                std::memcpy(padded_.data(), row, static_cast<std::size_t>(num_classes_) * sizeof(T));
+                row = padded_.data();
+            }
+            float lanes[kLanes];
+            lanes_of(row).store(lanes);
+            for (int64_t i = 0; i < 8; ++i) lanes[i] += lanes[i + 8];
+            for (int64_t i = 0; i < 4; ++i) quarters[4 * r + i] = lanes[i] + lanes[i + 4];
+        }
+        for (int64_t r = 0; r < kLanes; ++r) {
+            const float* const q = quarters + 4 * r;
+            sums[r] = (q[0] + q[2]) + (q[1] + q[3]);
+        }
     }
 
-    float odds_of_long_row(const T* row, bool last) {
-        const int64_t n = num_classes_ - 1, width = (n + kLanes - 1) / kLanes * kLanes;
+    Lanes<float> lanes_of(const T* FASTSSD_RESTRICT row) {
         const T background = row[0];
         float* FASTSSD_RESTRICT const terms = terms_.data();
-        const int64_t readable = last ? n : width;  // else the loop runs on into the next row, and its rest is cleared
-        for (int64_t i = 0; i < readable; ++i) terms[i] = rough_exp(static_cast<float>(row[1 + i] - background));
-        for (int64_t i = n; i < width; ++i) terms[i] = 0;
+        const float* FASTSSD_RESTRICT const counts = counts_.data();
+        // Two loops, because GCC does not make a minimum and a maximum of a number clamped on both sides.
+        for (int64_t i = 0; i < width_; ++i) terms[i] = smaller(static_cast<float>(row[i] - background), kRoughEnd);
+        for (int64_t i = 0; i < width_; ++i) terms[i] = rough_exp(terms[i]) * counts[i];
         Lanes<float> sums(0.0f);
-        for (int64_t begin = 0; begin < width; begin += kLanes) sums = sums + Lanes<float>(terms + begin);
-        return checked(sums.sum(), background);
+        for (int64_t begin = 0; begin < width_; begin += kLanes) sums = sums + Lanes<float>(terms + begin);
+        return sums;
     }
 
-    // Of up to kLanes rows, side by side.
-    FASTSSD_INLINE void odds_of_short_rows(const T* rows, int64_t count, float* odds) const {
-        float sums[kLanes] = {};
+    // Rows that are shorter than the lanes stand side by side.
+    FASTSSD_INLINE void sum_across_rows(const T* rows, int64_t count, float* sums) const {
         for (int64_t c = 1; c < num_classes_; ++c) {
+            float terms[kLanes];
             for (int64_t i = 0; i < count; ++i) {
                 const T* const row = rows + i * num_classes_;
-                sums[i] += rough_exp(static_cast<float>(row[c] - row[0]));
+                terms[i] = smaller(static_cast<float>(row[c] - row[0]), kRoughEnd);
             }
+            for (int64_t i = 0; i < count; ++i) sums[i] += rough_exp(terms[i]);
         }
-        for (int64_t i = 0; i < count; ++i) odds[i] = checked(sums[i], rows[i * num_classes_]);
     }
 
     // --- what is listed
@@ -184,15 +211,16 @@ class MultiboxLoss {
         return found;
     }
 
-    // What the odds of the `wanted` hardest rows all reach: the bound that enough rough odds reach, less what rough odds
-    // are too large by, and less what rounding can do to the loss that is the logarithm of 1 + odds.
+    // What the odds of the `wanted` hardest rows all reach: the bound that enough rough odds reach, less what rough
+    // odds are too large by, and less what rounding can do to the loss that is the logarithm of 1 + odds.
     float least_odds(int64_t wanted) {
         std::memcpy(keys_.data(), odds_.data(), static_cast<std::size_t>(n_) * sizeof(float));  // in the same order
         const int32_t key = bound_of_largest(keys_.data(), n_, wanted, wanted + wanted / 8, 0);
         float bound;
         std::memcpy(&bound, &key, sizeof(bound));
         if (!is_finite(bound)) return bound;
-        const float rounding = static_cast<float>(num_classes_ + 64) * static_cast<float>(std::numeric_limits<T>::epsilon());
+        const float rounding =
+            static_cast<float>(num_classes_ + 64) * static_cast<float>(std::numeric_limits<T>::epsilon());
         return positive_part(bound / kRoughExcess - rounding * (1 + bound));
     }
 
@@ -200,7 +228,10 @@ class MultiboxLoss {
     const int64_t n_, num_classes_;
     const T* logits_ = nullptr;        // of the image
     const int64_t* labels_ = nullptr;  // of the image
-    Buffer<float> terms_, odds_;
+    const int64_t width_;              // of a row, up to the next multiple of kLanes
+    Buffer<float> terms_, counts_;     // counts_: 1 where a column is foreground, else 0
+    Buffer<T> padded_;
+    Buffer<float> odds_;
     Buffer<int32_t> keys_;
     Buffer<uint32_t> anchors_;  // and of each that is listed:
     Buffer<T> losses_;
