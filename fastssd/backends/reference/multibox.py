@@ -25,7 +25,9 @@ def multibox_cross_entropy(
     positive = labels > 0
     mine_hard_negatives(np.where(labels < 0, -np.inf, of_background), positive, neg_pos_ratio, min_negatives, selected)
     selected |= positive
-    losses[...] = np.where(selected, of_label, 0).sum(axis=1, dtype=np.float64)
+    losses[...] = 0
+    for image, anchor in np.argwhere(selected):  # in this order, so that it rounds the same everywhere
+        losses[image] += of_label[image, anchor]
 
 
 def multibox_cross_entropy_gradient(logits: Float, labels: Int, selected: Bool, scale: float, out: Float) -> None:
