@@ -22,7 +22,7 @@ struct Variances {
 
 template <typename T>
 struct MatchTask {
-    const T* plan;           // what plan_anchors made of the anchors
+    const void* plan;        // what plan_anchors made of the anchors
     int64_t num_anchors;     // A
     const T* gt_boxes;       // [S, 4]
     const int64_t* offsets;  // [B + 1]
@@ -98,8 +98,8 @@ struct Kernels {
     Pairwise* complete_box_iou;
     void (*paired_box_iou)(const T* boxes1, const T* boxes2, int64_t begin, int64_t end, T* out);
 
-    int64_t (*anchor_plan_size)(int64_t num_anchors);  // numbers of T in a plan
-    void (*plan_anchors)(const T* anchors, int64_t num_anchors, T* plan);
+    int64_t (*anchor_plan_size)(int64_t num_anchors);  // bytes of a plan
+    void (*plan_anchors)(const T* anchors, int64_t num_anchors, void* plan);
     void (*match_anchors)(const MatchTask<T>& task, int64_t begin, int64_t end);    // rows are images
     void (*assign_targets)(const AssignTask<T>& task, int64_t begin, int64_t end);  // rows are images
 

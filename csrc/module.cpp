@@ -1,17 +1,23 @@
-// fastssd._C: the only file that knows Python. A function an operator: look at the arrays, say what the work costs,
-// start the kernel. The names, arguments and shapes are those of the Backend protocol in fastssd/backends/__init__.py.
+// fastssd._C: the only file, with operand.h, that knows Python. A function an operator: look at the arrays, say what
+// the work costs, start the kernel. The names, arguments and shapes are those of the Backend protocol in
+// fastssd/backends/__init__.py. direct_NAME is a whole operator in one call, or None where the face must look first.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <initializer_list>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
 #include "dispatch.h"
+#include "operand.h"
 #include "parallel.h"
+#include "plan_cache.h"
 
 namespace py = pybind11;
 
@@ -83,13 +89,14 @@ Array output(const char* name, py::handle object, std::initializer_list<int64_t>
 
 // fn(T()) with the dtype of `array`, which must be a float dtype.
 template <typename Fn>
-void with_float(const Array& array, const Fn& fn) {
-    if (array.is<float>()) {
-        fn(float());
-    } else {
-        array.as<double>();
-        fn(double());
-    }
+auto with_float(const Array& array, const Fn& fn) {
+    if (array.is<float>()) return fn(float());
+    array.as<double>();
+    return fn(double());
+}
+template <typename Fn>
+auto with_float(const Operand& operand, const Fn& fn) {
+    return operand.type() == Operand::Type::float32 ? fn(float()) : fn(double());
 }
 
 int64_t check_count(const char* name, int64_t count) {
@@ -229,9 +236,44 @@ void grid_anchors(int64_t height, int64_t width, py::handle shapes_, py::handle 
 
 // --- iou ------------------------------------------------------------------------------------------------------------
 
-// choose(Kernels<T>) names the kernel.
-template <typename Choose>
-void pairwise(py::handle boxes1_, py::handle boxes2_, py::handle out_, double ns_per_pair, const Choose& choose) {
+struct BoxIou {
+    static constexpr double kNsPerRow = 3, kNsPerPair = 0.27;  // of float
+    template <typename T>
+    static auto of(const Kernels<T>& k) {
+        return k.box_iou;
+    }
+};
+struct GeneralizedBoxIou {
+    static constexpr double kNsPerRow = 3, kNsPerPair = 0.6;
+    template <typename T>
+    static auto of(const Kernels<T>& k) {
+        return k.generalized_box_iou;
+    }
+};
+struct DistanceBoxIou {
+    static constexpr double kNsPerRow = 3, kNsPerPair = 0.75;
+    template <typename T>
+    static auto of(const Kernels<T>& k) {
+        return k.distance_box_iou;
+    }
+};
+struct CompleteBoxIou {
+    static constexpr double kNsPerRow = 45, kNsPerPair = 1.1;
+    template <typename T>
+    static auto of(const Kernels<T>& k) {
+        return k.complete_box_iou;
+    }
+};
+
+template <typename Measure, typename T>
+void launch_pairwise(const T* boxes1, const T* boxes2, int64_t batch, int64_t n, int64_t m, T* out) {
+    constexpr double scale = sizeof(T) / sizeof(float);
+    launch(batch * n, scale * (Measure::kNsPerRow + static_cast<double>(m) * Measure::kNsPerPair),
+           [&](int64_t begin, int64_t end) { Measure::of(kernels->of(T()))(boxes1, boxes2, n, m, begin, end, out); });
+}
+
+template <typename Measure>
+void pairwise(py::handle boxes1_, py::handle boxes2_, py::handle out_) {
     const Array boxes1 = input("boxes1", boxes1_, {kAny, kAny, 4});
     const int64_t batch = boxes1.size(0), n = boxes1.size(1);
     const Array boxes2 = input("boxes2", boxes2_, {batch, kAny, 4});
@@ -239,24 +281,44 @@ void pairwise(py::handle boxes1_, py::handle boxes2_, py::handle out_, double ns
     const Array out = output("out", out_, {batch, n, m});
     with_float(boxes1, [&](auto zero) {
         using T = decltype(zero);
-        const T *const from1 = boxes1.as<T>(), *const from2 = boxes2.as<T>();
-        T* const to = out.as<T>();
-        launch(batch * n, static_cast<double>(m) * ns_per_pair,
-               [&](int64_t begin, int64_t end) { choose(kernels->of(zero))(from1, from2, n, m, begin, end, to); });
+        launch_pairwise<Measure>(boxes1.as<T>(), boxes2.as<T>(), batch, n, m, out.as<T>());
     });
 }
 
-void box_iou(py::handle boxes1, py::handle boxes2, py::handle out) {
-    pairwise(boxes1, boxes2, out, 0.5, [](const auto& k) { return k.box_iou; });
+template <typename Measure>
+py::object direct_pairwise(py::handle boxes1_, py::handle boxes2_, py::handle out_) {
+    const Operand boxes1(boxes1_), boxes2(boxes2_);
+    const int axes = boxes1.axes();
+    if (!boxes1.is_float() || boxes2.type() != boxes1.type() || axes < 2 || !boxes2.goes_with(boxes1, 2) ||
+        boxes1.size(-1) != 4 || boxes2.size(-1) != 4) {
+        return py::none();
+    }
+    const int64_t n = boxes1.size(-2), m = boxes2.size(-2);
+    Py_intptr_t shape[Operand::kMaxAxes];
+    std::copy(boxes1.shape(), boxes1.shape() + axes, shape);
+    shape[axes - 1] = m;
+    const int64_t batch = std::accumulate(shape, shape + axes - 2, int64_t(1), std::multiplies<>());
+    return with_float(boxes1, [&](auto zero) -> py::object {
+        using T = decltype(zero);
+        const T *const from1 = boxes1.data<T>(), *const from2 = boxes2.data<T>();
+        if (out_.is_none()) {
+            py::object out = Operand::fresh<T>(axes, shape);
+            launch_pairwise<Measure>(from1, from2, batch, n, m, Operand::memory<T>(out));
+            return boxes1.like(std::move(out));
+        }
+        const Operand out(out_, true);
+        if (out.type() != boxes1.type() || out.axes() != axes || !std::equal(shape, shape + axes, out.shape())) {
+            return py::none();
+        }
+        launch_pairwise<Measure>(from1, from2, batch, n, m, out.data<T>());
+        return py::reinterpret_borrow<py::object>(out_);
+    });
 }
-void generalized_box_iou(py::handle boxes1, py::handle boxes2, py::handle out) {
-    pairwise(boxes1, boxes2, out, 1, [](const auto& k) { return k.generalized_box_iou; });
-}
-void distance_box_iou(py::handle boxes1, py::handle boxes2, py::handle out) {
-    pairwise(boxes1, boxes2, out, 1, [](const auto& k) { return k.distance_box_iou; });
-}
-void complete_box_iou(py::handle boxes1, py::handle boxes2, py::handle out) {
-    pairwise(boxes1, boxes2, out, 40, [](const auto& k) { return k.complete_box_iou; });
+
+template <typename T>
+void launch_paired(const T* boxes1, const T* boxes2, int64_t n, T* out) {
+    launch(n, 1.5,
+           [&](int64_t begin, int64_t end) { kernels->of(T()).paired_box_iou(boxes1, boxes2, begin, end, out); });
 }
 
 void paired_box_iou(py::handle boxes1_, py::handle boxes2_, py::handle out_) {
@@ -265,14 +327,45 @@ void paired_box_iou(py::handle boxes1_, py::handle boxes2_, py::handle out_) {
     const Array boxes2 = input("boxes2", boxes2_, {n, 4}), out = output("out", out_, {n});
     with_float(boxes1, [&](auto zero) {
         using T = decltype(zero);
-        const T *const from1 = boxes1.as<T>(), *const from2 = boxes2.as<T>();
-        T* const to = out.as<T>();
-        launch(n, 3,
-               [&](int64_t begin, int64_t end) { kernels->of(zero).paired_box_iou(from1, from2, begin, end, to); });
+        launch_paired(boxes1.as<T>(), boxes2.as<T>(), n, out.as<T>());
+    });
+}
+
+py::object direct_paired_box_iou(py::handle boxes1_, py::handle boxes2_) {
+    const Operand boxes1(boxes1_), boxes2(boxes2_);
+    const int axes = boxes1.axes();
+    if (!boxes1.is_float() || boxes2.type() != boxes1.type() || axes < 1 || !boxes2.goes_with(boxes1, 0) ||
+        boxes1.size(-1) != 4) {
+        return py::none();
+    }
+    return with_float(boxes1, [&](auto zero) {
+        using T = decltype(zero);
+        py::object out = Operand::fresh<T>(axes - 1, boxes1.shape());
+        const int64_t n = std::accumulate(boxes1.shape(), boxes1.shape() + axes - 1, int64_t(1), std::multiplies<>());
+        launch_paired(boxes1.data<T>(), boxes2.data<T>(), n, Operand::memory<T>(out));
+        return boxes1.like(std::move(out));
     });
 }
 
 // --- matching -------------------------------------------------------------------------------------------------------
+
+template <typename T>
+PlanCache<T> plans;  // guarded by the GIL
+
+template <typename T>
+typename PlanCache<T>::Entry plan_of(const T* anchors, int64_t num_anchors) {
+    typename PlanCache<T>::Entry plan;
+    launch(static_cast<double>(num_anchors), [&, known = plans<T>] { plan = known.find(anchors, num_anchors); });
+    if (plan == nullptr) {
+        const auto made =
+            std::make_shared<AnchorPlan<T>>(anchors, num_anchors, kernels->of(T()).anchor_plan_size(num_anchors));
+        launch(60.0 * static_cast<double>(num_anchors),
+               [&] { kernels->of(T()).plan_anchors(anchors, num_anchors, made->data()); });
+        plan = made;
+    }
+    plans<T>.use(plan);
+    return plan;
+}
 
 // What match_anchors and assign_targets have in common; run(task, anchors, ns_per_image) starts the kernel.
 template <typename T, typename Run>
@@ -285,10 +378,8 @@ void with_match_task(const Array& anchors_, const Array& gt_boxes_, const Array&
     const int64_t* const offsets = offsets_.as<int64_t>();
     check_offsets(offsets, images, num_gt);
 
-    const std::unique_ptr<T[]> plan(new T[static_cast<std::size_t>(kernels->of(T()).anchor_plan_size(num_anchors))]);
-    launch(4.0 * static_cast<double>(num_anchors),
-           [&] { kernels->of(T()).plan_anchors(anchors, num_anchors, plan.get()); });
-    const MatchTask<T> task{plan.get(),
+    const auto plan = plan_of(anchors, num_anchors);
+    const MatchTask<T> task{plan->data(),
                             num_anchors,
                             gt_boxes,
                             offsets,
@@ -298,7 +389,7 @@ void with_match_task(const Array& anchors_, const Array& gt_boxes_, const Array&
                             gt_idx.as<int64_t>(),
                             nullptr};
     const double gt_per_image = static_cast<double>(num_gt) / static_cast<double>(images > 0 ? images : 1);
-    run(task, anchors, static_cast<double>(num_anchors) * (2 + gt_per_image));
+    run(task, anchors, static_cast<double>(num_anchors) * (1 + gt_per_image / 8));
 }
 
 void match_anchors(py::handle anchors_, py::handle gt_boxes_, py::handle offsets_, double iou_threshold,
@@ -433,16 +524,65 @@ void decode_boxes(py::handle deltas, py::handle anchors, double center_variance,
 // --- nms ------------------------------------------------------------------------------------------------------------
 
 // run(Kernels<T>, boxes, scores) starts the kernel and returns how many it kept.
+template <typename T, typename Run>
+int64_t suppress(const T* boxes, const T* scores, int64_t count, const Run& run) {
+    const double n = static_cast<double>(count);
+    int64_t kept = 0;
+    launch(n * (50 + n / 4), [&] { kept = run(kernels->of(T()), boxes, scores); });
+    return kept;
+}
+
 template <typename Run>
 int64_t suppress(const Array& boxes, const Array& scores, const Run& run) {
-    const double n = static_cast<double>(check_count("boxes", boxes.size(0)));
-    int64_t kept = 0;
-    with_float(boxes, [&](auto zero) {
+    check_count("boxes", boxes.size(0));
+    return with_float(boxes, [&](auto zero) {
         using T = decltype(zero);
-        const T *const from = boxes.as<T>(), *const values = scores.as<T>();
-        launch(n * (50 + n / 4), [&] { kept = run(kernels->of(zero), from, values); });
+        return suppress(boxes.as<T>(), scores.as<T>(), boxes.size(0), run);
     });
-    return kept;
+}
+
+// run(Kernels<T>, boxes, scores, threshold, keep). `idxs` is null where there are no groups.
+template <typename Run>
+py::object direct_suppress(py::handle boxes_, py::handle scores_, const Operand* idxs, py::handle iou_threshold,
+                           const Run& run) {
+    const Operand boxes(boxes_), scores(scores_);
+    if (!boxes.is_float() || scores.type() != boxes.type() || scores.tensor() != boxes.tensor() || boxes.axes() != 2 ||
+        boxes.size(1) != 4 || scores.axes() != 1 || scores.size(0) != boxes.size(0) || boxes.size(0) > UINT32_MAX ||
+        !PyFloat_CheckExact(iou_threshold.ptr())) {
+        return py::none();
+    }
+    const double threshold = PyFloat_AS_DOUBLE(iou_threshold.ptr());
+    if (!(threshold >= 0 && threshold <= 1)) return py::none();
+    const int64_t n = boxes.size(0);
+    if (idxs != nullptr && (idxs->type() != Operand::Type::int64 || idxs->tensor() != boxes.tensor() ||
+                            idxs->axes() != 1 || idxs->size(0) != n)) {
+        return py::none();
+    }
+    int64_t few[64];
+    const std::unique_ptr<int64_t[]> many(n > 64 ? new int64_t[static_cast<std::size_t>(n)] : nullptr);
+    int64_t* const keep = many ? many.get() : few;
+    const Py_intptr_t kept = with_float(boxes, [&](auto zero) {
+        using T = decltype(zero);
+        return suppress(boxes.data<T>(), scores.data<T>(), n, [&](const auto& k, const T* from, const T* values) {
+            return run(k, from, values, n, threshold, keep);
+        });
+    });
+    py::object out = Operand::fresh<int64_t>(1, &kept);
+    std::copy(keep, keep + kept, Operand::memory<int64_t>(out));
+    return boxes.like(std::move(out));
+}
+
+py::object direct_nms(py::handle boxes, py::handle scores, py::handle iou_threshold) {
+    return direct_suppress(boxes, scores, nullptr, iou_threshold,
+                           [](const auto& k, auto... arguments) { return k.nms(arguments...); });
+}
+
+py::object direct_batched_nms(py::handle boxes, py::handle scores, py::handle idxs_, py::handle iou_threshold) {
+    const Operand idxs(idxs_);
+    return direct_suppress(boxes, scores, &idxs, iou_threshold,
+                           [&](const auto& k, auto from, auto values, int64_t n, double threshold, int64_t* keep) {
+                               return k.batched_nms(from, values, idxs.data<int64_t>(), n, threshold, keep);
+                           });
 }
 
 int64_t nms(py::handle boxes_, py::handle scores_, double iou_threshold, py::handle keep_) {
@@ -552,10 +692,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("clip_boxes_to_image", clip_boxes_to_image);
     m.def("remove_small_boxes", remove_small_boxes);
     m.def("grid_anchors", grid_anchors);
-    m.def("box_iou", box_iou);
-    m.def("generalized_box_iou", generalized_box_iou);
-    m.def("distance_box_iou", distance_box_iou);
-    m.def("complete_box_iou", complete_box_iou);
+    m.def("box_iou", pairwise<BoxIou>);
+    m.def("generalized_box_iou", pairwise<GeneralizedBoxIou>);
+    m.def("distance_box_iou", pairwise<DistanceBoxIou>);
+    m.def("complete_box_iou", pairwise<CompleteBoxIou>);
     m.def("paired_box_iou", paired_box_iou);
     m.def("match_anchors", match_anchors);
     m.def("assign_targets", assign_targets);
@@ -568,6 +708,14 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("batched_nms", batched_nms);
     m.def("soft_nms", soft_nms);
     m.def("postprocess_detections", postprocess_detections);
+
+    m.def("direct_box_iou", direct_pairwise<BoxIou>);
+    m.def("direct_generalized_box_iou", direct_pairwise<GeneralizedBoxIou>);
+    m.def("direct_distance_box_iou", direct_pairwise<DistanceBoxIou>);
+    m.def("direct_complete_box_iou", direct_pairwise<CompleteBoxIou>);
+    m.def("direct_paired_box_iou", direct_paired_box_iou);
+    m.def("direct_nms", direct_nms);
+    m.def("direct_batched_nms", direct_batched_nms);
 }
 
 }  // namespace fastssd

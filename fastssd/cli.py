@@ -28,7 +28,7 @@ except ImportError:
     sys.exit("the command fastssd needs typer and rich; install them with: pip install 'fastssd[cli]'")
 
 if TYPE_CHECKING:
-    from fastssd.data import DetectionDataset
+    from fastssd.data import DetectionDataset, Problem
     from fastssd.training import RunResult, TrainConfig
 
 P = ParamSpec("P")
@@ -36,7 +36,8 @@ INTERRUPTED = 130
 LISTED = 20  # problems of a data set that are shown
 MOST_EXPLAINED = 24  # boxes in a picture of NMS
 SMALLEST_DRAWN = 512  # pixels; smaller pictures are enlarged, so that tags can be read
-DEMO_PICTURES, DEMO_EPOCHS, DEMO_QUICK = 1000, 10, 10
+DEMO_PICTURES, DEMO_QUICK = 600, 10
+DEMO_EPOCHS, DEMO_BATCH = 7, 8  # small batches: many steps in little time
 TRAINING, LOSS, AUGMENTATION, HARDWARE = "Training", "Matching and losses", "Augmentation", "Hardware"
 
 
@@ -193,7 +194,7 @@ def demo(
 
     data = f"shapes:{DEMO_QUICK if quick else DEMO_PICTURES}"
     train_data, eval_data = load(data, "train", OnError.RAISE), load(data, "test", OnError.RAISE)
-    config = training.TrainConfig(epochs=epochs or (1 if quick else DEMO_EPOCHS), batch_size=8 if quick else 16)
+    config = training.TrainConfig(epochs=epochs or (1 if quick else DEMO_EPOCHS), batch_size=DEMO_BATCH)
     if minutes is not None:
         config = replace(config, epochs=epochs_in(minutes * 60, config, train_data))
     say(
@@ -203,15 +204,8 @@ def demo(
     run_dir = out or training.new_run_dir("demo")
     with only_json(as_json):
         result = training.train(config, train_data, eval_data, run_dir, progress=sys.stderr.isatty(), report_line=say)
-    if as_json:
-        print_json(summary(result))
-    if result.interrupted:
-        again = shlex.join(["fastssd", "train", data, "--resume", str(run_dir)])
-        say(f"go on with: {again}" if result.last_checkpoint else "stopped before the first step; nothing to resume")
-        raise typer.Exit(128 + signal.Signals[result.interrupted].value)
+    report(result, as_json, ["fastssd", "train", data, "--resume", str(run_dir)])
     if not as_json:
-        print_metrics(result.best)
-        print_paths(result)
         print(
             f"\nNext:\n"
             f"  fastssd predict {run_dir} PICTURE... --out found   detect in pictures of your own\n"
@@ -305,20 +299,10 @@ def train(
         )
     if int(os.environ.get("LOCAL_RANK", "0")):  # one process of several tells
         return
-    if as_json:
-        left_out = [str(problem) for problem in (*train_data.problems, *eval_data.problems)]
-        print_json(summary(result) | {"left_out": left_out})
-    if result.interrupted:
-        splits = [f"--train-split={train_split}"] * bool(train_split) + [f"--eval-split={eval_split}"] * bool(
-            eval_split
-        )
-        skip = ["--on-error=skip"] * (on_error is OnError.SKIP)
-        again = shlex.join(["fastssd", "train", data, "--resume", str(result.run_dir), *splits, *skip])
-        say(f"go on with: {again}" if result.last_checkpoint else "stopped before the first step; nothing to resume")
-        raise typer.Exit(128 + signal.Signals[result.interrupted].value)
-    if not as_json:
-        print_metrics(result.best)
-        print_paths(result)
+    again = ["fastssd", "train", data, "--resume", str(result.run_dir)]
+    again += [f"--train-split={train_split}"] * bool(train_split) + [f"--eval-split={eval_split}"] * bool(eval_split)
+    again += ["--on-error=skip"] * (on_error is OnError.SKIP)
+    report(result, as_json, again, left_out=[*train_data.problems, *eval_data.problems])
 
 
 @command("eval")
@@ -433,10 +417,19 @@ def epochs_in(seconds: float, config: TrainConfig, data: DetectionDataset) -> in
     return max(1, round(seconds / (overhead * step_seconds * len(data) / config.batch_size)))
 
 
-def summary(result: RunResult) -> dict[str, Any]:
-    """A run's result as plain values."""
-    values = asdict(result)
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+def report(result: RunResult, as_json: bool, again: Sequence[str], left_out: Sequence[Problem] = ()) -> None:
+    """Say what came out of a run. One that was stopped ends here, with the command `again` that goes on with it."""
+    if as_json:
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(result).items()}
+        print_json(values | {"left_out": list(map(str, left_out))})
+    if result.interrupted:
+        resumable = result.last_checkpoint is not None
+        say(f"go on with: {shlex.join(again)}" if resumable else "stopped before the first step; nothing to resume")
+        raise typer.Exit(128 + signal.Signals[result.interrupted].value)
+    if not as_json:
+        print_metrics(result.best)
+        places = {"boxes drawn": result.predictions, "checkpoint": result.best_checkpoint, "run folder": result.run_dir}
+        print_table([(name, str(path)) for name, path in places.items() if path is not None])
 
 
 def print_metrics(metrics: Mapping[str, Any] | None) -> None:
@@ -449,11 +442,6 @@ def print_metrics(metrics: Mapping[str, Any] | None) -> None:
         [[name, *("-" if found[m] is None else f"{found[m]:.3f}" for m in measures)] for name, found in rows.items()],
         header=("", *measures),
     )
-
-
-def print_paths(result: RunResult) -> None:
-    places = {"boxes drawn": result.predictions, "checkpoint": result.best_checkpoint, "run folder": result.run_dir}
-    print_table([(name, str(path)) for name, path in places.items() if path is not None])
 
 
 # --- using a trained detector --------------------------------------------------------------------------------------

@@ -33,83 +33,134 @@ T iou_of(const Box<T>& a, const Box<T>& b) {
     return sum > T(0) ? inter / sum : T(0);
 }
 
+// -1, a box infinitely far away, where either is not finite. `areas` is the sum of the two, NaN just there.
+template <typename T>
+T far_unless_finite(T areas, T value) {
+    return areas == areas ? value : T(-1);
+}
+
+// The measures. `trait` is what a measure wants to know of a single box, computed once instead of in every pair.
+
 struct PlainIou {
     template <typename T>
-    static T measure(const Box<T>& a, const Box<T>& b) {
+    static T trait(const Box<T>&) {
+        return T(0);
+    }
+
+    template <typename T>
+    static T measure(const Box<T>& a, const Box<T>& b, T, T) {
         return iou_of(a, b);
     }
 };
 
-// -1, a box infinitely far away, where either is not finite.
-template <typename T>
-T far_unless_finite(const Box<T>& a, const Box<T>& b, T value) {
-    const T finite = nan_unless_finite(a.x1, a.y1, a.x2, a.y2) + nan_unless_finite(b.x1, b.y1, b.x2, b.y2);
-    return finite == T(0) ? value : T(-1);
-}
-
-struct GeneralizedIou {
+struct GeneralizedIou : PlainIou {
     template <typename T>
-    static T measure(const Box<T>& a, const Box<T>& b) {
+    static T measure(const Box<T>& a, const Box<T>& b, T, T) {
         const T inter = intersection(a, b);
-        const T sum = a.area + b.area - inter;
+        const T areas = a.area + b.area;
+        const T sum = areas - inter;
         const T iou = sum > T(0) ? inter / sum : T(0);
         const T hull = positive_part(larger(a.x2, b.x2) - smaller(a.x1, b.x1)) *
                        positive_part(larger(a.y2, b.y2) - smaller(a.y1, b.y1));
-        const T penalty = hull > T(0) && is_finite(hull) ? (hull - sum) / hull : T(0);
-        return far_unless_finite(a, b, iou - penalty);
+        const T penalty = (hull - sum) / hull;
+        return far_unless_finite(areas, iou - (hull > T(0) && hull < kInf<T> ? penalty : T(0)));
     }
 };
 
 template <typename T>
 constexpr T kEps = T(1e-7);  // as in the papers' code: keeps a pair of equal points finite
 
-struct DistanceIou {
+struct DistanceIou : PlainIou {
     template <typename T>
-    static T measure(const Box<T>& a, const Box<T>& b) {
+    static T measure(const Box<T>& a, const Box<T>& b, T, T) {
         const T hull_width = positive_part(larger(a.x2, b.x2) - smaller(a.x1, b.x1));
         const T hull_height = positive_part(larger(a.y2, b.y2) - smaller(a.y1, b.y1));
         const T diagonal = hull_width * hull_width + hull_height * hull_height + kEps<T>;
         const T dx = (a.x1 + a.x2) / 2 - (b.x1 + b.x2) / 2;
         const T dy = (a.y1 + a.y2) / 2 - (b.y1 + b.y2) / 2;
         const T penalty = (dx * dx + dy * dy) / diagonal;
-        return far_unless_finite(a, b, iou_of(a, b) - (is_finite(penalty) ? penalty : T(0)));
+        return far_unless_finite(a.area + b.area, iou_of(a, b) - (penalty < kInf<T> ? penalty : T(0)));
     }
 };
 
 struct CompleteIou {
+    // The angle of the diagonal.
     template <typename T>
-    static T angle(const Box<T>& box) {
+    static T trait(const Box<T>& box) {
         return std::atan2(positive_part(box.x2 - box.x1), positive_part(box.y2 - box.y1));
     }
 
     template <typename T>
-    static T measure(const Box<T>& a, const Box<T>& b) {
+    static T measure(const Box<T>& a, const Box<T>& b, T angle_a, T angle_b) {
         constexpr T scale = T(0.40528473456935108577551785283891);  // 4 / pi^2
-        const T turn = angle(a) - angle(b);
+        const T turn = angle_a - angle_b;
         const T v = scale * (turn * turn);
         const T alpha = v / (T(1) - iou_of(a, b) + v + kEps<T>);
-        return far_unless_finite(a, b, DistanceIou::measure(a, b) - alpha * v);
+        return far_unless_finite(a.area + b.area, DistanceIou::measure(a, b, T(0), T(0)) - alpha * v);
     }
+};
+
+#if defined(__AVX512F__)
+constexpr int64_t kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int64_t kVectorBytes = 32;
+#else
+constexpr int64_t kVectorBytes = 16;
+#endif
+
+// Some columns of boxes2. Long, so that rows of the output are written in long stretches (a jump from page to page
+// every 1 kB costs more than all arithmetic), and short enough for the first-level cache. Filled up to whole vectors.
+template <typename Measure, typename T>
+class Tile {
+  public:
+    static constexpr int64_t kSize = 4096 / static_cast<int64_t>(sizeof(T));
+
+    void load(const T* boxes, int64_t size) {
+        constexpr T kNothing[4] = {};
+        size_ = size;
+        padded_ = (size + kLanes - 1) / kLanes * kLanes;
+        BoxColumns<T> columns(block_, kSize);
+        for (int64_t j = 0; j < size; ++j) columns.set(j, boxes + 4 * j);
+        for (int64_t j = size; j < padded_; ++j) columns.set(j, kNothing);
+        for (int64_t j = 0; j < padded_; ++j) traits_[j] = Measure::trait(Box<T>(columns, j));
+    }
+
+    // Writes one row. Whole vectors where that stays before `end`: what is too much there is of no value.
+    void measure(const T* box, T* to, const T* end) {
+        if (end - to >= padded_) return measure(box, to);
+        T row[kSize];
+        measure(box, row);
+        for (int64_t j = 0; j < size_; ++j) to[j] = row[j];
+    }
+
+  private:
+    static constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(T));
+
+    void measure(const T* box, T* FASTSSD_RESTRICT to) {
+        const BoxColumns<T> columns(block_, kSize);
+        const Box<T> a(box);
+        const T trait = Measure::trait(a);
+        const int64_t padded = padded_ / kLanes * kLanes;  // tells the compiler that no rest is left
+        for (int64_t j = 0; j < padded; ++j) to[j] = Measure::measure(a, Box<T>(columns, j), trait, traits_[j]);
+    }
+
+    T block_[BoxColumns<T>::kColumns * kSize], traits_[kSize];
+    int64_t size_, padded_;
 };
 
 template <typename Measure, typename T>
 void pairwise(const T* boxes1, const T* boxes2, int64_t n, int64_t m, int64_t begin, int64_t end, T* out) {
-    constexpr int64_t kTile = 256;
-    T block[BoxColumns<T>::kColumns * kTile];
-    const BoxColumns<T> tile(block, kTile);
-
+    Tile<Measure, T> tile;
     for (int64_t row = begin; row < end;) {
         const int64_t batch = row / n;
         const int64_t stop = smaller((batch + 1) * n, end);
-        for (int64_t start = 0; start < m; start += kTile) {
-            const int64_t size = smaller(kTile, m - start);
-            for (int64_t j = 0; j < size; ++j) {
-                BoxColumns<T>(block, kTile).set(j, boxes2 + 4 * (batch * m + start + j));
-            }
+        for (int64_t start = 0; start < m; start += tile.kSize) {
+            const int64_t size = smaller(tile.kSize, m - start);
+            tile.load(boxes2 + 4 * (batch * m + start), size);
             for (int64_t i = row; i < stop; ++i) {
-                const Box<T> box(boxes1 + 4 * i);
-                T* FASTSSD_RESTRICT const to = out + i * m + start;
-                for (int64_t j = 0; j < size; ++j) to[j] = Measure::measure(box, Box<T>(tile, j));
+                // The first columns of the rows to come may be written over, unless they are another tile's.
+                T* const to = out + i * m + start;
+                tile.measure(boxes1 + 4 * i, to, size < m ? to + size : out + end * m);
             }
         }
         row = stop;

@@ -209,6 +209,31 @@ _INSTALL = {
 _active: Backend | None = None
 
 
+class _Shortcuts:
+    """Whole operators of the active backend, for arguments that need no check or conversion in Python.
+
+    A backend may have a dict ``SHORTCUTS`` of functions by operator. One takes the operator's arguments and returns
+    its result, or None for the face to do it, which also explains what is wrong. Operators without one always get None.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return _decline
+
+
+def _decline(*arguments: Any) -> None:
+    return None
+
+
+shortcuts = _Shortcuts()
+
+
+def _activate(backend: Backend | None) -> None:
+    global _active
+    _active = backend
+    vars(shortcuts).clear()
+    vars(shortcuts).update(getattr(backend, "SHORTCUTS", {}))
+
+
 def available_backends() -> tuple[str, ...]:
     """Names of the backends that can run here, best first. Imports none of them."""
     return tuple(name for name in _MODULES if importlib.util.find_spec(_NEEDS[name]) is not None)
@@ -230,10 +255,9 @@ def load_backend(name: str) -> Backend:
 
 def active_backend() -> Backend:
     """The backend in use; the first call chooses it (``FASTSSD_BACKEND``, else the best available)."""
-    global _active
     if _active is None:
-        _active = load_backend(os.environ.get("FASTSSD_BACKEND") or available_backends()[0])
-    return _active
+        _activate(load_backend(os.environ.get("FASTSSD_BACKEND") or available_backends()[0]))
+    return cast(Backend, _active)
 
 
 def backend_name(backend: Backend) -> str:
@@ -259,9 +283,8 @@ class use_backend:
     """
 
     def __init__(self, name: str) -> None:
-        global _active
         self._before = _active
-        _active = load_backend(name)
+        _activate(load_backend(name))
 
     def __enter__(self) -> use_backend:
         return self
@@ -269,5 +292,4 @@ class use_backend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        global _active
-        _active = self._before
+        _activate(self._before)

@@ -28,6 +28,9 @@ from fastssd.backends import threads
 
 _C.set_thread_count(threads.current)
 
+_DIRECT = "direct_"
+SHORTCUTS = {name.removeprefix(_DIRECT): entry for name, entry in vars(_C).items() if name.startswith(_DIRECT)}
+
 __all__ = [
     "assign_targets",
     "batched_nms",

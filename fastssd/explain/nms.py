@@ -112,7 +112,7 @@ def nms_figure(
     kept: set[int] = set()
     gone: set[int] = set()
     scene.draw(axes[0], kept, gone, None)
-    style.bare(axes[0], f"Before: {len(boxes)} boxes", "The list on the right is sorted by falling score.\n")
+    style.bare(axes[0], f"Before: {_boxes(len(boxes))}", "The list on the right is sorted by falling score.\n")
     for number, step in enumerate(steps):
         if number in shown:
             panel = axes[1 + shown.index(number)]
@@ -123,7 +123,7 @@ def nms_figure(
         gone |= {victim.box for victim in step.victims}
     scene.draw(axes[-1], kept, gone, None)
     note = f"{len(gone)} deleted. No two that are left have an IoU > {iou_threshold:g}.\n"
-    style.bare(axes[-1], f"After: {len(kept)} boxes", note)
+    style.bare(axes[-1], f"After: {_boxes(len(kept))}", note)
     return figure
 
 
@@ -141,6 +141,10 @@ def _reason(
         if len(ghosts) > 1:
             lines[1] = f"It overlaps {_listed(ghosts, names)} too: gone, so they delete nothing."
     return "\n".join(lines)
+
+
+def _boxes(count: int) -> str:
+    return "1 box" if count == 1 else f"{count} boxes"
 
 
 def _listed(boxes: Sequence[int], names: Sequence[str]) -> str:

@@ -1,6 +1,11 @@
 """What every operator's face does: take arrays or tensors, check them once, and give back what the caller uses.
 
 torch is never imported here: a tensor can only reach us if the caller has imported it.
+
+A face has two ways. The short one is a single call, ``shortcuts.NAME(...)`` of :mod:`fastssd.backends`: where the
+backend has one and the arguments are just what its kernels want, it gives the result in under a microsecond. Else it
+gives None, and the face goes the long way through the helpers below, which convert, explain what is wrong and care for
+gradients. Both give the same result; the long way alone is complete.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from numpy.typing import NDArray
 
 Array = Any  # a NumPy array, a torch tensor, or what numpy.asarray understands
 
-_EXACT_IN_FLOAT32 = frozenset({"bool", "int8", "uint8", "int16", "uint16", "float16", "float32"})
+_EXACT_IN_FLOAT32 = frozenset("?bBhHef")  # by dtype.char: bool, 8 and 16 bits, float32; dtype.name takes microseconds
 
 
 def is_tensor(value: object) -> bool:
@@ -34,7 +39,7 @@ def to_numpy(name: str, value: Array) -> NDArray[Any]:
         array = value
     elif is_tensor(value):
         tensor = value.detach().cpu()
-        array = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+        array = (tensor.float() if tensor.dtype is sys.modules["torch"].bfloat16 else tensor).numpy()
     else:
         try:
             array = np.asarray(value)
@@ -47,7 +52,7 @@ def to_numpy(name: str, value: Array) -> NDArray[Any]:
 
 def like(example: Array, result: NDArray[Any]) -> Any:
     """`result` as the kind of array that `example` is: a tensor on its device, or the NumPy array itself."""
-    if not is_tensor(example):
+    if type(example) is np.ndarray or not is_tensor(example):
         return result
     tensor = sys.modules["torch"].from_numpy(result)
     return tensor if example.device.type == "cpu" else tensor.to(example.device)
@@ -55,7 +60,7 @@ def like(example: Array, result: NDArray[Any]) -> Any:
 
 def float_dtype(*arrays: NDArray[Any]) -> np.dtype[Any]:
     """The dtype in which these arrays are computed together (docs/contract.md, Arrays)."""
-    wide = any(array.dtype.name not in _EXACT_IN_FLOAT32 for array in arrays)
+    wide = any(array.dtype.char not in _EXACT_IN_FLOAT32 for array in arrays)
     return np.dtype(np.float64 if wide else np.float32)
 
 
@@ -67,11 +72,14 @@ def promote(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
 
 def check_shape(name: str, array: NDArray[Any], shape: Sequence[int | str]) -> None:
     """Raise unless `array` has this shape. A letter fits any length; ``"..."`` in front fits leading dimensions."""
-    fixed = shape[1:] if shape[0] == "..." else shape
-    dims = array.shape[-len(fixed) :] if shape[0] == "..." else array.shape
-    if len(dims) != len(fixed) or any(
-        isinstance(want, int) and got != want for got, want in zip(dims, fixed, strict=True)
-    ):
+    fixed, dims = shape, array.shape
+    if shape[0] == "...":
+        fixed = shape[1:]
+        dims = dims[-len(fixed) :]
+    fits = len(dims) == len(fixed)
+    for got, want in zip(dims, fixed, strict=False):
+        fits = fits and (got == want or isinstance(want, str))
+    if not fits:
         text = ", ".join(str(dim) for dim in shape)
         raise ValueError(f"{name}: expected shape [{text}], got {list(array.shape)}")
 
@@ -166,11 +174,12 @@ def check_variances(variances: Any) -> tuple[float, float]:
 
 def wants_gradient(*arrays: Array) -> bool:
     """Whether a torch tensor among `arrays` asks for a gradient."""
-    if "torch" not in sys.modules or not any(is_tensor(array) and array.requires_grad for array in arrays):
-        return False
-    from fastssd.ops import _gradient
+    for array in arrays:
+        if type(array) is not np.ndarray and is_tensor(array) and array.requires_grad:
+            from fastssd.ops import _gradient
 
-    return _gradient.wanted(*arrays)
+            return _gradient.wanted(*arrays)
+    return False
 
 
 def differentiable(kernel: Callable[..., Any], formula: Callable[..., Any], *arrays: Array) -> Any:

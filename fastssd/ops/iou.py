@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssd.backends import active_backend
+from fastssd.backends import active_backend, shortcuts
 from fastssd.ops import _face as face
 from fastssd.ops._face import Array
 
@@ -34,7 +34,8 @@ def box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) -> Any:
     Source:
         Same result as ``torchvision.ops.box_iou``, bit for bit on finite boxes of positive area.
     """
-    return _pairwise("box_iou", _iou_formula, boxes1, boxes2, out)
+    found = shortcuts.box_iou(boxes1, boxes2, out)
+    return found if found is not None else _pairwise("box_iou", _iou_formula, boxes1, boxes2, out)
 
 
 def generalized_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) -> Any:
@@ -45,7 +46,8 @@ def generalized_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = Non
     Source:
         arXiv:1902.09630, algorithm 1.
     """
-    return _pairwise("generalized_box_iou", _generalized_formula, boxes1, boxes2, out)
+    found = shortcuts.generalized_box_iou(boxes1, boxes2, out)
+    return found if found is not None else _pairwise("generalized_box_iou", _generalized_formula, boxes1, boxes2, out)
 
 
 def distance_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) -> Any:
@@ -56,7 +58,8 @@ def distance_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) 
     Source:
         arXiv:1911.08287, equation 7.
     """
-    return _pairwise("distance_box_iou", _distance_formula, boxes1, boxes2, out)
+    found = shortcuts.distance_box_iou(boxes1, boxes2, out)
+    return found if found is not None else _pairwise("distance_box_iou", _distance_formula, boxes1, boxes2, out)
 
 
 def complete_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) -> Any:
@@ -69,7 +72,8 @@ def complete_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) 
     Source:
         arXiv:1911.08287, equations 8 to 11.
     """
-    return _pairwise("complete_box_iou", _complete_formula, boxes1, boxes2, out)
+    found = shortcuts.complete_box_iou(boxes1, boxes2, out)
+    return found if found is not None else _pairwise("complete_box_iou", _complete_formula, boxes1, boxes2, out)
 
 
 def paired_box_iou(boxes1: Array, boxes2: Array) -> Any:
@@ -85,6 +89,9 @@ def paired_box_iou(boxes1: Array, boxes2: Array) -> Any:
     Raises:
         TypeError, ValueError: an argument is not an array of boxes, or the shapes differ.
     """
+    found = shortcuts.paired_box_iou(boxes1, boxes2)
+    if found is not None:
+        return found
 
     def kernel(boxes1: Array, boxes2: Array) -> Any:
         array1, array2 = face.to_numpy("boxes1", boxes1), face.to_numpy("boxes2", boxes2)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssd.backends import SOFT_NMS_METHODS, active_backend
+from fastssd.backends import SOFT_NMS_METHODS, active_backend, shortcuts
 from fastssd.ops import _face as face
 from fastssd.ops._face import Array
 
@@ -33,11 +33,13 @@ def nms(boxes: Array, scores: Array, iou_threshold: float, *, nonfinite: str = "
     Source:
         Same indices as ``torchvision.ops.nms`` on finite boxes of positive area.
     """
+    if nonfinite == "drop" and (found := shortcuts.nms(boxes, scores, iou_threshold)) is not None:
+        return found
     flat, values = _boxes_and_scores(boxes, scores, nonfinite)
     threshold = face.fraction("iou_threshold", iou_threshold)
     keep = np.empty(len(flat), np.int64)
-    found = active_backend().nms(flat, values, threshold, keep)
-    return face.like(boxes, keep[:found].copy())
+    count = active_backend().nms(flat, values, threshold, keep)
+    return face.like(boxes, keep[:count].copy())
 
 
 def batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float, *, nonfinite: str = "drop") -> Any:
@@ -57,14 +59,16 @@ def batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float, 
         ``torchvision.ops.batched_nms``; per group whatever the coordinates, where torchvision shifts groups apart and
         loses bits by it.
     """
+    if nonfinite == "drop" and (found := shortcuts.batched_nms(boxes, scores, idxs, iou_threshold)) is not None:
+        return found
     flat, values = _boxes_and_scores(boxes, scores, nonfinite)
     groups = face.to_numpy("idxs", idxs)
     face.check_shape("idxs", groups, ("N",))
     face.check_length("idxs", groups, "boxes", len(flat))
     threshold = face.fraction("iou_threshold", iou_threshold)
     keep = np.empty(len(flat), np.int64)
-    found = active_backend().batched_nms(flat, values, face.integers("idxs", groups), threshold, keep)
-    return face.like(boxes, keep[:found].copy())
+    count = active_backend().batched_nms(flat, values, face.integers("idxs", groups), threshold, keep)
+    return face.like(boxes, keep[:count].copy())
 
 
 def soft_nms(

@@ -1,0 +1,172 @@
+// What a caller hands to an operator: a NumPy array, or a torch tensor, looked at without the Python faces, whose
+// checks and conversions cost more than a small kernel. Nothing is explained or converted here: an operand that is
+// unusual in any way is of type `other`, and then the face takes over.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+namespace fastssd {
+
+namespace py = pybind11;
+
+// Names and objects of torch. It is never imported here: who holds a tensor has done so.
+struct Torch {
+    PyObject *tensor, *float32, *float64, *int64, *from_numpy;
+    PyObject *dtype, *shape, *is_cpu, *requires_grad, *is_contiguous, *is_neg, *data_ptr;
+
+    static const Torch& get() {
+        static const Torch torch;
+        return torch;
+    }
+
+  private:
+    // References that are kept for good: Python may be gone before a static object is.
+    Torch() {
+        const auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("torch").ptr()));
+        if (!module) throw py::type_error("torch is not imported");
+        const auto object = [&](const char* name) { return module.attr(name).cast<py::object>().release().ptr(); };
+        const auto word = [](const char* name) { return py::str(name).release().ptr(); };
+        tensor = object("Tensor"), from_numpy = object("from_numpy");
+        float32 = object("float32"), float64 = object("float64"), int64 = object("int64");
+        dtype = word("dtype"), shape = word("shape"), is_cpu = word("is_cpu"), requires_grad = word("requires_grad");
+        is_contiguous = word("is_contiguous"), is_neg = word("is_neg"), data_ptr = word("data_ptr");
+    }
+};
+
+class Operand {
+  public:
+    enum class Type { other, float32, float64, int64 };
+    static constexpr int kMaxAxes = 8;
+
+    // Not `other`: exactly an ndarray or a torch.Tensor, C-contiguous in the CPU's memory, in native byte order,
+    // writeable where that is asked for, and of which no gradient is wanted.
+    explicit Operand(py::handle object, bool writeable = false) {
+        PyTypeObject* const kind = Py_TYPE(object.ptr());
+        if (kind == Api::get().PyArray_Type_) {
+            read_array(object.ptr(), writeable);
+        } else if (std::strcmp(kind->tp_name, "Tensor") == 0 && is_tensor(kind)) {
+            tensor_ = true;
+            if (!read_tensor(object.ptr())) {
+                PyErr_Clear();
+                type_ = Type::other;
+            }
+        }
+    }
+
+    Type type() const { return type_; }
+    bool is_float() const { return type_ == Type::float32 || type_ == Type::float64; }
+    bool tensor() const { return tensor_; }
+    int axes() const { return axes_; }
+    const Py_intptr_t* shape() const { return shape_; }
+    int64_t size(int axis) const { return shape_[axis < 0 ? axes_ + axis : axis]; }  // -1 is the last
+
+    // Whether `other` is the same kind of array and has, but for the last `but` axes, the same shape.
+    bool goes_with(const Operand& other, int but) const {
+        return tensor_ == other.tensor_ && axes_ == other.axes_ &&
+               std::equal(shape_, shape_ + axes_ - but, other.shape_);
+    }
+
+    template <typename T>
+    T* data() const {
+        return static_cast<T*>(data_);
+    }
+
+    // An uninitialised array, and an array as what this operand is.
+    template <typename T>
+    static py::object fresh(int axes, const Py_intptr_t* shape) {
+        const Api& api = Api::get();
+        PyObject* const dtype = api.PyArray_DescrFromType_(py::detail::npy_format_descriptor<T>::value);
+        PyObject* const array =
+            api.PyArray_NewFromDescr_(api.PyArray_Type_, dtype, axes, shape, nullptr, nullptr, 0, nullptr);
+        if (array == nullptr) throw py::error_already_set();
+        return py::reinterpret_steal<py::object>(array);
+    }
+    template <typename T>
+    static T* memory(const py::object& array) {
+        return reinterpret_cast<T*>(py::detail::array_proxy(array.ptr())->data);
+    }
+    py::object like(py::object array) const {
+        if (!tensor_) return array;
+        PyObject* const tensor = PyObject_CallOneArg(Torch::get().from_numpy, array.ptr());
+        if (tensor == nullptr) throw py::error_already_set();
+        return py::reinterpret_steal<py::object>(tensor);
+    }
+
+  private:
+    using Api = py::detail::npy_api;
+
+    static bool is_tensor(PyTypeObject* kind) { return reinterpret_cast<PyObject*>(kind) == Torch::get().tensor; }
+
+    void read_array(PyObject* object, bool writeable) {
+        const auto* const array = py::detail::array_proxy(object);
+        const auto* const dtype = py::detail::array_descriptor_proxy(array->descr);
+        const int flags =
+            Api::NPY_ARRAY_C_CONTIGUOUS_ | Api::NPY_ARRAY_ALIGNED_ | (writeable ? int{Api::NPY_ARRAY_WRITEABLE_} : 0);
+        if ((array->flags & flags) != flags || dtype->byteorder == '>' || array->nd > kMaxAxes) return;
+        switch (dtype->type_num) {
+            case Api::NPY_FLOAT_:
+                type_ = Type::float32;
+                break;
+            case Api::NPY_DOUBLE_:
+                type_ = Type::float64;
+                break;
+            case Api::NPY_LONG_:
+                type_ = sizeof(long) == 8 ? Type::int64 : Type::other;
+                break;
+            case Api::NPY_LONGLONG_:
+                type_ = Type::int64;
+                break;
+            default:
+                return;
+        }
+        data_ = array->data;
+        axes_ = array->nd;
+        std::copy(array->dimensions, array->dimensions + axes_, shape_);
+    }
+
+    // By attributes, about 50 ns each, where tensor.numpy() takes a microsecond. False also where a question raises.
+    bool read_tensor(PyObject* tensor) {
+        const Torch& torch = Torch::get();
+        const auto own = [](PyObject* answer) { return py::reinterpret_steal<py::object>(answer); };
+        const auto get = [&](PyObject* name) { return own(PyObject_GetAttr(tensor, name)); };
+        const auto call = [&](PyObject* name) { return own(PyObject_CallMethodNoArgs(tensor, name)); };
+
+        const PyObject* const dtype = get(torch.dtype).ptr();
+        if (dtype == torch.float32) {
+            type_ = Type::float32;
+        } else if (dtype == torch.float64) {
+            type_ = Type::float64;
+        } else if (dtype == torch.int64) {
+            type_ = Type::int64;
+        } else {
+            return false;
+        }
+        if (get(torch.is_cpu).ptr() != Py_True || get(torch.requires_grad).ptr() != Py_False) return false;
+        if (call(torch.is_contiguous).ptr() != Py_True || call(torch.is_neg).ptr() != Py_False) return false;
+
+        const py::object shape = get(torch.shape);
+        if (!shape || !PyTuple_Check(shape.ptr()) || PyTuple_GET_SIZE(shape.ptr()) > kMaxAxes) return false;
+        axes_ = static_cast<int>(PyTuple_GET_SIZE(shape.ptr()));
+        for (int axis = 0; axis < axes_; ++axis) {
+            shape_[axis] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape.ptr(), axis));
+            if (shape_[axis] < 0) return false;
+        }
+        const py::object address = call(torch.data_ptr);  // raises where there is no memory: sparse, fake, mapped
+        if (!address) return false;
+        data_ = PyLong_AsVoidPtr(address.ptr());
+        return PyErr_Occurred() == nullptr;
+    }
+
+    Type type_ = Type::other;
+    bool tensor_ = false;
+    int axes_ = 0;
+    void* data_ = nullptr;
+    Py_intptr_t shape_[kMaxAxes];
+};
+
+}  // namespace fastssd

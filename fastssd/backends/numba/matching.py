@@ -1,0 +1,295 @@
+"""Which anchor is responsible for which ground truth.
+
+Anchors come in order of place, so a block of neighbours lies in a small hull, and a ground truth has to look only into the
+blocks whose hull it overlaps: everywhere else the IoU is 0. Within a block all anchors are measured at once. IoUs are not
+negative, so their bits order as they do; maxima are taken of these integers, which vectorises.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastssd.backends import FORCE_MATCH, Bool, Float, Int
+from fastssd.backends.numba._jit import jit
+from fastssd.backends.numba._math import bits_of, round_up
+from fastssd.backends.numba.boxes import columns
+from fastssd.backends.numba.coding import encode, row
+from fastssd.backends.numba.iou import overlap, ratio
+
+Bits = NDArray[Any]  # signed integers as wide as the floats
+
+BIPARTITE, BEST, LOW_QUALITY = FORCE_MATCH["bipartite"], FORCE_MATCH["best"], FORCE_MATCH["low_quality"]
+BLOCK = 32
+WORK = 1 << 25  # so many pairs take some 10 ms; in between Python sees Ctrl-C
+
+
+@jit
+def _in_blocks(anchors: Float) -> tuple[Float, Float]:
+    """The anchors block by block, x1, y1, x2, y2, area of each [blocks * 5 * BLOCK], filled up with empty ones; and the
+    hulls of the blocks, rows x1, y1, x2, y2 [4, blocks]."""
+    count = (len(anchors) + BLOCK - 1) // BLOCK
+    blocks, hulls = np.zeros((count, 5, BLOCK), anchors.dtype), np.empty((4, count), anchors.dtype)
+    x1, y1, x2, y2, area = columns(anchors)
+    for b in range(count):
+        start = b * BLOCK
+        low_x, low_y, high_x, high_y = x1[start], y1[start], x2[start], y2[start]
+        for k in range(min(BLOCK, len(anchors) - start)):
+            i = start + k
+            blocks[b, 0, k], blocks[b, 1, k], blocks[b, 2, k], blocks[b, 3, k] = x1[i], y1[i], x2[i], y2[i]
+            blocks[b, 4, k] = area[i]
+            low_x, low_y = min(low_x, x1[i]), min(low_y, y1[i])
+            high_x, high_y = max(high_x, x2[i]), max(high_y, y2[i])
+        hulls[0, b], hulls[1, b], hulls[2, b], hulls[3, b] = low_x, low_y, high_x, high_y
+    return blocks.reshape(-1), hulls
+
+
+@jit
+def _touches(hulls: Float, block: int, gt: Any) -> bool:
+    x1, y1, x2, y2, _ = gt
+    return (hulls[0, block] < x2) & (hulls[1, block] < y2) & (hulls[2, block] > x1) & (hulls[3, block] > y1)
+
+
+@jit
+def _iou_in(members: Float, k: int, gt: Any, zero: Any) -> Any:
+    """IoU of anchor k of a block with a ground truth (x1, y1, x2, y2, area)."""
+    x1, y1, x2, y2, area = gt
+    inter = overlap(
+        members[k], members[BLOCK + k], members[2 * BLOCK + k], members[3 * BLOCK + k], x1, y1, x2, y2, zero
+    )
+    return ratio(inter, members[4 * BLOCK + k] + area - inter, zero)
+
+
+@jit
+def _ask(blocks: Float, hulls: Float, gt: Any, index: Any, best: Bits, best_gt: Bits, iou: Float) -> Any:
+    """Offer a ground truth to all anchors. Returns its largest IoU and the anchor, the lowest of equals."""
+    zero = iou.dtype.type(0)
+    top, value, anchor = bits_of(zero), zero, np.int64(0)
+    for block in range(hulls.shape[1]):
+        if not _touches(hulls, block, gt):
+            continue
+        # Slices, because only indices that begin at 0 vectorise.
+        start = block * BLOCK
+        members, highest = blocks[5 * start : 5 * (start + BLOCK)], bits_of(zero)
+        so_far, whose = best[start : start + BLOCK], best_gt[start : start + BLOCK]
+        for k in range(BLOCK):
+            iou[k] = _iou_in(members, k, gt, zero)
+            mine, old, owner = bits_of(iou[k]), so_far[k], whose[k]
+            so_far[k], whose[k] = max(mine, old), index if mine > old else owner
+            highest = max(highest, mine)
+        if highest > top:
+            k = 0
+            while bits_of(iou[k]) != highest:
+                k += 1
+            top, value, anchor = highest, iou[k], start + k
+    return value, anchor
+
+
+@jit
+def _best_free(blocks: Float, hulls: Float, gt: Any, taken: Bool, zero: Any) -> Any:
+    """The largest IoU of a ground truth with an anchor that is not taken, and the lowest such anchor; (0, 0) if none."""
+    value, anchor = zero, np.int64(0)
+    for block in range(hulls.shape[1]):
+        if _touches(hulls, block, gt):
+            start = block * BLOCK
+            members = blocks[5 * start : 5 * (start + BLOCK)]
+            for k in range(BLOCK):
+                iou = _iou_in(members, k, gt, zero)
+                if iou > value and not taken[start + k]:
+                    value, anchor = iou, start + k
+    return value, anchor
+
+
+@jit
+def _force_bipartite(
+    blocks: Float, hulls: Float, gts: Any, tops: Float, top_anchors: Int, taken: Bool, gt_idx: Int, iou: Float
+) -> None:
+    """Give every ground truth an anchor of its own, the largest IoU first; ties: lower anchor, then lower ground truth.
+
+    What a ground truth can get only becomes less as anchors are taken, so it has to look again only when it is its turn
+    and the anchor is gone. Overwrites `tops` and `top_anchors`; `taken` is false everywhere before and after.
+    """
+    x1, y1, x2, y2, area = gts
+    zero, served = tops.dtype.type(0), tops.dtype.type(-1)
+    free = 0
+    for _ in range(min(len(tops), len(iou))):
+        while True:
+            g = 0
+            for other in range(1, len(tops)):
+                if tops[other] > tops[g] or (tops[other] == tops[g] and top_anchors[other] < top_anchors[g]):
+                    g = other
+            if tops[g] == zero or not taken[top_anchors[g]]:
+                break
+            tops[g], top_anchors[g] = _best_free(blocks, hulls, (x1[g], y1[g], x2[g], y2[g], area[g]), taken, zero)
+        if tops[g] == zero:  # all that is left are pairs with IoU 0: the first ground truth gets the first free anchor
+            g = 0
+            while tops[g] != zero:
+                g += 1
+            while taken[free]:
+                free += 1
+            top_anchors[g] = free
+        anchor = top_anchors[g]
+        gt_idx[anchor], iou[anchor] = g, tops[g]
+        taken[anchor] = True
+        tops[g] = served
+    for g in range(len(tops)):
+        if tops[g] == served:
+            taken[top_anchors[g]] = False
+
+
+@jit
+def _force_low_quality(blocks: Float, hulls: Float, gts: Any, tops: Float, best_gt: Bits, gt_idx: Int) -> None:
+    """Make every anchor positive that is as good as the best one of some ground truth."""
+    x1, y1, x2, y2, area = gts
+    zero = tops.dtype.type(0)
+    for g in range(len(tops)):
+        gt = x1[g], y1[g], x2[g], y2[g], area[g]
+        for block in range(hulls.shape[1]):
+            if tops[g] == zero or _touches(hulls, block, gt):
+                start = block * BLOCK
+                members = blocks[5 * start : 5 * (start + BLOCK)]
+                for k in range(min(BLOCK, len(gt_idx) - start)):
+                    if _iou_in(members, k, gt, zero) == tops[g]:
+                        gt_idx[start + k] = best_gt[start + k]
+
+
+@jit
+def _match_one(
+    blocks: Float,
+    hulls: Float,
+    gt_boxes: Float,
+    low: Any,
+    high: Any,
+    force_match: int,
+    best: Float,
+    best_bits: Bits,
+    best_gt: Bits,
+    taken: Bool,
+    gt_idx: Int,
+    iou: Float,
+) -> None:
+    """The matches of one image. The four arrays before the outputs are scratch, as long as the anchors in blocks."""
+    if len(gt_boxes) == 0:
+        gt_idx[:] = -1
+        iou[:] = iou.dtype.type(0)
+        return
+    best_bits[:] = 0
+    best_gt[:] = 0
+    gts = columns(gt_boxes)
+    x1, y1, x2, y2, area = gts
+    tops, top_anchors = np.empty(len(gt_boxes), iou.dtype), np.empty(len(gt_boxes), np.int64)
+    scratch = np.empty(BLOCK, iou.dtype)
+    for g in range(len(gt_boxes)):
+        gt, index = (x1[g], y1[g], x2[g], y2[g], area[g]), best_gt.dtype.type(g)
+        tops[g], top_anchors[g] = _ask(blocks, hulls, gt, index, best_bits, best_gt, scratch)
+    for i in range(len(iou)):
+        iou[i] = best[i]
+        gt_idx[i] = best_gt[i] if best[i] >= high else (-1 if best[i] < low else -2)
+    if len(iou) == 0:
+        return
+    if force_match == BIPARTITE:
+        _force_bipartite(blocks, hulls, gts, tops, top_anchors, taken, gt_idx, iou)
+    elif force_match == BEST:
+        for g in range(len(gt_boxes)):
+            gt_idx[top_anchors[g]], iou[top_anchors[g]] = g, tops[g]
+    elif force_match == LOW_QUALITY:
+        _force_low_quality(blocks, hulls, gts, tops, best_gt, gt_idx)
+
+
+@jit
+def _match(
+    blocks: Float,
+    hulls: Float,
+    gt_boxes: Float,
+    offsets: Int,
+    low: Any,
+    high: Any,
+    force_match: int,
+    best: Float,
+    best_bits: Bits,
+    best_gt: Bits,
+    image: int,
+    gt_idx: Int,
+    iou: Float,
+) -> int:
+    """The images from `image` on, until some work is done. Returns the first that is not done."""
+    taken = np.zeros(len(best), np.bool_)
+    work = np.int64(WORK)
+    while image < len(gt_idx) and work > 0:
+        gts = gt_boxes[offsets[image] : offsets[image + 1]]
+        _match_one(
+            blocks, hulls, gts, low, high, force_match, best, best_bits, best_gt, taken, gt_idx[image], iou[image]
+        )
+        work -= len(best) * (len(gts) + 1)
+        image += 1
+    return image
+
+
+def match_anchors(
+    anchors: Float,
+    gt_boxes: Float,
+    offsets: Int,
+    iou_threshold: float,
+    background_threshold: float,
+    force_match: int,
+    gt_idx: Int,
+    iou: Float,
+) -> None:
+    low, high = round_up(background_threshold, anchors.dtype), round_up(iou_threshold, anchors.dtype)
+    blocks, hulls = _in_blocks(anchors)
+    best = np.empty(hulls.shape[1] * BLOCK, anchors.dtype)
+    bits = best.view(f"i{best.itemsize}")
+    best_gt, image = np.empty_like(bits), 0
+    while image < len(gt_idx):
+        image = _match(
+            blocks, hulls, gt_boxes, offsets, low, high, force_match, best, bits, best_gt, image, gt_idx, iou
+        )
+
+
+@jit
+def _encode_matched(
+    anchors: Float,
+    gt_boxes: Float,
+    gt_labels: Int,
+    offsets: Int,
+    center_variance: Any,
+    size_variance: Any,
+    gt_idx: Int,
+    labels: Int,
+    deltas: Float,
+) -> None:
+    half, zero = anchors.dtype.type(0.5), anchors.dtype.type(0)
+    a, boxes = anchors.reshape(-1), gt_boxes.reshape(-1)
+    for image in range(len(gt_idx)):
+        match, label, to = gt_idx[image], labels[image], deltas[image].reshape(-1)
+        to[:] = zero
+        for i in range(len(anchors)):
+            label[i] = -1 if match[i] == -2 else 0
+            if match[i] >= 0:
+                gt = offsets[image] + match[i]
+                label[i] = gt_labels[gt]
+                to[4 * i], to[4 * i + 1], to[4 * i + 2], to[4 * i + 3] = encode(
+                    row(boxes, gt), row(a, i), half, center_variance, size_variance
+                )
+
+
+def assign_targets(
+    anchors: Float,
+    gt_boxes: Float,
+    gt_labels: Int,
+    offsets: Int,
+    iou_threshold: float,
+    background_threshold: float,
+    force_match: int,
+    center_variance: float,
+    size_variance: float,
+    labels: Int,
+    deltas: Float,
+    gt_idx: Int,
+) -> None:
+    iou = np.empty(gt_idx.shape, anchors.dtype)
+    match_anchors(anchors, gt_boxes, offsets, iou_threshold, background_threshold, force_match, gt_idx, iou)
+    variances = anchors.dtype.type(center_variance), anchors.dtype.type(size_variance)
+    _encode_matched(anchors, gt_boxes, gt_labels, offsets, *variances, gt_idx, labels, deltas)

@@ -1,0 +1,136 @@
+"""Shortcuts give what the long way gives, or step aside."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastssd
+from fastssd import ops
+from fastssd.backends import available_backends, shortcuts
+
+if "cpp" not in available_backends():
+    pytest.skip("only the C++ backend has shortcuts", allow_module_level=True)
+
+RNG = np.random.default_rng(0)
+CORNER = RNG.random((2, 37, 2))
+BOXES = np.concatenate([CORNER, CORNER + RNG.random((2, 37, 2)) / 3], -1)
+BOXES[0, 5], BOXES[1, 6, 2] = BOXES[0, 4], np.nan
+SCORES = np.round(RNG.random(37), 1)
+GROUPS = RNG.integers(-2, 2, 37)
+
+CALLS = {
+    "box_iou": lambda boxes, scores, groups: ops.box_iou(boxes, boxes + 0.125),
+    "generalized_box_iou": lambda boxes, scores, groups: ops.generalized_box_iou(boxes[0], boxes[1]),
+    "distance_box_iou": lambda boxes, scores, groups: ops.distance_box_iou(boxes[0], boxes[1]),
+    "complete_box_iou": lambda boxes, scores, groups: ops.complete_box_iou(boxes[0], boxes[1]),
+    "paired_box_iou": lambda boxes, scores, groups: ops.paired_box_iou(boxes[0], boxes[1]),
+    "nms": lambda boxes, scores, groups: ops.nms(boxes[0], scores, 0.3),
+    "batched_nms": lambda boxes, scores, groups: ops.batched_nms(boxes[0], scores, groups, 0.3),
+}
+
+
+@pytest.fixture(autouse=True)
+def cpp():
+    with fastssd.use_backend("cpp"):
+        yield
+
+
+def test_every_shortcut_is_tried_below():
+    assert vars(shortcuts).keys() == CALLS.keys()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("name", CALLS)
+def test_same_result_as_the_long_way(name, kind, dtype, monkeypatch):
+    arrays = [BOXES.astype(dtype), SCORES.astype(dtype), GROUPS]
+    if kind == "torch":
+        arrays = [pytest.importorskip("torch").from_numpy(array) for array in arrays]
+    shortcut, answers = vars(shortcuts)[name], []
+
+    def watched(*arguments):
+        answers.append(shortcut(*arguments))
+        return answers[-1]
+
+    monkeypatch.setitem(vars(shortcuts), name, watched)
+    comp = CALLS[name](*arrays)
+    assert comp is answers[0]
+    monkeypatch.delitem(vars(shortcuts), name)
+    ref = CALLS[name](*arrays)
+    assert type(comp) is type(ref)
+    assert comp.dtype == ref.dtype
+    np.testing.assert_array_equal(np.asarray(comp), np.asarray(ref), strict=True)
+
+
+def unusual_arrays():
+    boxes = np.ascontiguousarray(BOXES[0], np.float32)
+    yield "list", boxes.tolist()
+    yield "integers", (boxes * 99).astype(np.int64)
+    yield "half", boxes.astype(np.float16)
+    yield "foreign byte order", boxes.astype(boxes.dtype.newbyteorder())
+    yield "column order", np.asfortranarray(boxes)
+    yield "strided", np.repeat(boxes, 2, 0)[::2]
+    yield "misaligned", np.frombuffer(b"." + boxes.tobytes(), np.float32, offset=1).reshape(-1, 4)
+    yield "subclass", boxes.view(np.ma.MaskedArray)
+    yield "one axis", boxes.ravel()[:4]
+    yield "five columns", np.ones((37, 5), np.float32)
+
+
+def unusual_tensors():
+    torch = pytest.importorskip("torch")
+    boxes = torch.tensor(BOXES[0], dtype=torch.float32)
+    yield "gradient", boxes.clone().requires_grad_()
+    yield "parameter", torch.nn.Parameter(boxes, requires_grad=False)
+    yield "half", boxes.bfloat16()
+    yield "strided", boxes.repeat_interleave(2, 0)[::2]
+    yield "negated view", torch.complex(boxes, boxes).conj().imag
+    yield "no memory", boxes.to("meta")
+    yield "sparse", boxes.to_sparse()
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("unusual", [unusual_arrays, unusual_tensors])
+def test_steps_aside_for_what_is_unusual(name, unusual):
+    shortcut = vars(shortcuts)[name]
+    plain = [np.float32(BOXES[0]), np.float32(SCORES), GROUPS]
+    if unusual is unusual_tensors:
+        plain = [pytest.importorskip("torch").from_numpy(array) for array in plain]
+    boxes, scores, groups = plain
+    rest = {"nms": (scores, 0.3), "batched_nms": (scores, groups, 0.3), "paired_box_iou": (boxes,)}
+    arguments = rest.get(name, (boxes, None))
+    assert shortcut(boxes, *arguments) is not None
+    for what, odd in unusual():
+        assert shortcut(odd, *arguments) is None, what
+
+
+def test_steps_aside_for_unusual_arguments():
+    boxes, scores = np.float32(BOXES[0]), np.float32(SCORES)
+    direct = vars(shortcuts)
+    assert direct["nms"](boxes, scores, 0.5) is not None
+    for threshold in (-0.1, 1.1, float("nan"), "0.5", np.float32(0.5), None):
+        assert direct["nms"](boxes, scores, threshold) is None
+    assert direct["nms"](boxes, scores[:-1], 0.5) is None
+    assert direct["nms"](boxes, np.float64(scores), 0.5) is None
+    assert direct["batched_nms"](boxes, scores, GROUPS.astype(np.int32), 0.5) is None
+    assert direct["box_iou"](boxes, np.float64(boxes), None) is None
+    assert direct["box_iou"](BOXES, BOXES[:1], None) is None
+    assert direct["paired_box_iou"](boxes, boxes[:-1]) is None
+
+
+def test_writes_into_out():
+    boxes = np.float32(BOXES[0])
+    out = np.empty((37, 37), np.float32)
+    assert shortcuts.box_iou(boxes, boxes, out) is out
+    np.testing.assert_array_equal(out, ops.box_iou(boxes, boxes))
+    read_only = out.copy()
+    read_only.flags.writeable = False
+    for bad in (read_only, out[:-1], np.float64(out), out.T, out.tolist()):
+        assert shortcuts.box_iou(boxes, boxes, bad) is None
+
+
+def test_follow_the_backend():
+    boxes = np.float32(BOXES[0])
+    with fastssd.use_backend("reference"):
+        assert shortcuts.box_iou(boxes, boxes, None) is None
+    assert shortcuts.box_iou(boxes, boxes, None) is not None
