@@ -8,14 +8,14 @@
 namespace fastssd::FASTSSD_ISA {
 
 template <typename T>
-T area_of(T x1, T y1, T x2, T y2) {
+FASTSSD_INLINE T area_of(T x1, T y1, T x2, T y2) {
     const T width = x2 - x1, height = y2 - y1;
     const T area = width > T(0) && height > T(0) ? width * height : T(0);
     return area + nan_unless_finite(x1, y1, x2, y2);
 }
 
 template <typename T>
-T area_of(const T* box) {
+FASTSSD_INLINE T area_of(const T* box) {
     return area_of(box[0], box[1], box[2], box[3]);
 }
 
@@ -29,7 +29,7 @@ struct BoxColumns {
     BoxColumns(T* block, int64_t n)
         : x1(block), y1(block + n), x2(block + 2 * n), y2(block + 3 * n), area(block + 4 * n) {}
 
-    void set(int64_t i, const T* box) {
+    FASTSSD_INLINE void set(int64_t i, const T* box) {
         x1[i] = box[0];
         y1[i] = box[1];
         x2[i] = box[2];
@@ -37,7 +37,7 @@ struct BoxColumns {
         area[i] = area_of(box);
     }
 
-    void copy(int64_t to, int64_t from) {
+    FASTSSD_INLINE void copy(int64_t to, int64_t from) {
         x1[to] = x1[from];
         y1[to] = y1[from];
         x2[to] = x2[from];

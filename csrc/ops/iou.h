@@ -15,19 +15,19 @@ template <typename T>
 struct Box {
     T x1, y1, x2, y2, area;
 
-    explicit Box(const T* box) : x1(box[0]), y1(box[1]), x2(box[2]), y2(box[3]), area(area_of(box)) {}
-    Box(const BoxColumns<T>& boxes, int64_t i)
+    FASTSSD_INLINE explicit Box(const T* box) : x1(box[0]), y1(box[1]), x2(box[2]), y2(box[3]), area(area_of(box)) {}
+    FASTSSD_INLINE Box(const BoxColumns<T>& boxes, int64_t i)
         : x1(boxes.x1[i]), y1(boxes.y1[i]), x2(boxes.x2[i]), y2(boxes.y2[i]), area(boxes.area[i]) {}
 };
 
 template <typename T>
-T intersection(const Box<T>& a, const Box<T>& b) {
+FASTSSD_INLINE T intersection(const Box<T>& a, const Box<T>& b) {
     return positive_part(smaller(a.x2, b.x2) - larger(a.x1, b.x1)) *
            positive_part(smaller(a.y2, b.y2) - larger(a.y1, b.y1));
 }
 
 template <typename T>
-T iou_of(const Box<T>& a, const Box<T>& b) {
+FASTSSD_INLINE T iou_of(const Box<T>& a, const Box<T>& b) {
     const T inter = intersection(a, b);
     const T sum = a.area + b.area - inter;
     return sum > T(0) ? inter / sum : T(0);

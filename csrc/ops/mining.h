@@ -24,7 +24,7 @@ class Miner {
 
     void run(const T* loss, const bool* positive, double neg_pos_ratio, int64_t min_negatives, bool* mined) {
         loss_ = loss;
-        positive_ = positive;
+        positive_ = reinterpret_cast<const uint8_t*>(positive);
         std::memset(mined, 0, static_cast<std::size_t>(n_));
         const double asked = smaller(neg_pos_ratio * static_cast<double>(count_positives()), static_cast<double>(n_));
         const int64_t wanted = smaller(larger(static_cast<int64_t>(std::ceil(asked)), min_negatives), n_);
@@ -48,13 +48,16 @@ class Miner {
 
     static int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-    static Key key_of(T loss, bool positive) {
+    // Without branches, so that loops vectorise.
+    static FASTSSD_INLINE Key key_of(T loss, uint8_t positive) {
         constexpr Key kMagnitude = std::numeric_limits<Key>::max();
-        const T value = positive || loss == -kInf<T> ? T(0) : loss + T(0);  // no -0
-        Key bits;
-        std::memcpy(&bits, &value, sizeof(T));
-        const Key key = bits < 0 ? bits ^ kMagnitude : bits;
-        return positive || loss == -kInf<T> ? kLowest : loss == loss ? key : kMagnitude - 1;
+        const T value = loss + T(0);  // no -0
+        Key key;
+        std::memcpy(&key, &value, sizeof(T));
+        key ^= -static_cast<Key>(key < 0) & kMagnitude;
+        key = loss == loss ? key : kMagnitude - 1;
+        const Key barred = -static_cast<Key>(static_cast<Key>(positive) | static_cast<Key>(loss == -kInf<T>));
+        return (key & ~barred) | (kLowest & barred);
     }
 
     // In bytes as long as they cannot overflow.
@@ -78,13 +81,13 @@ class Miner {
         int64_t size = kMostRows;
         while (size > 1 && n_ < 8 * wanted * size) size /= 2;
         const int64_t stride = kLanes * size, num_groups = (n_ + stride - 1) / stride * kLanes;
-        Key keys[kLanes * kMostRows];
+        Key block[kLanes * kMostRows];
         for (int64_t begin = 0; begin < n_; begin += stride) {
             const int64_t used = smaller(stride, n_ - begin);
-            for (int64_t i = 0; i < used; ++i) keys[i] = key_of(loss_[begin + i], positive_[begin + i]);
-            for (int64_t i = used; i < stride; ++i) keys[i] = kLowest;
-            Lanes<Key> most(keys);
-            for (int64_t i = kLanes; i < stride; i += kLanes) most = larger(Lanes<Key>(keys + i), most);
+            for (int64_t i = 0; i < used; ++i) block[i] = key_of(loss_[begin + i], positive_[begin + i]);
+            for (int64_t i = used; i < stride; ++i) block[i] = kLowest;
+            Lanes<Key> most(block);
+            for (int64_t i = kLanes; i < stride; i += kLanes) most = larger(Lanes<Key>(block + i), most);
             most.store(groups_.data() + begin / size);
         }
         const Key bound = bound_of_largest(groups_.data(), num_groups, wanted, wanted + wanted / 8, kLowest + 1);
@@ -93,14 +96,18 @@ class Miner {
             group_ids_[num_found] = static_cast<uint32_t>(g);
             num_found += static_cast<int64_t>(groups_[g] >= bound);
         }
+        Key* FASTSSD_RESTRICT const keys = keys_.data();
+        uint32_t* FASTSSD_RESTRICT const anchors = anchors_.data();
         int64_t found = 0;
         for (int64_t i = 0; i < num_found; ++i) {
             const int64_t g = group_ids_[i];
             const int64_t first = g / kLanes * stride + g % kLanes;
-            for (int64_t a = first; a < smaller(first + stride, n_); a += kLanes) {
-                keys_[found] = key_of(loss_[a], positive_[a]);
-                anchors_[found] = static_cast<uint32_t>(a);
-                found += static_cast<int64_t>(keys_[found] >= bound);
+            const int64_t stop = smaller(first + stride, n_);
+            for (int64_t a = first; a < stop; a += kLanes) {
+                const Key key = key_of(loss_[a], positive_[a]);
+                keys[found] = key;
+                anchors[found] = static_cast<uint32_t>(a);
+                found += static_cast<int64_t>(key >= bound);
             }
         }
         return found;
@@ -115,7 +122,7 @@ class Miner {
 
     const int64_t n_;
     const T* loss_ = nullptr;
-    const bool* positive_ = nullptr;
+    const uint8_t* positive_ = nullptr;  // bool would not vectorise
     Buffer<Key> groups_;
     Buffer<uint32_t> group_ids_;
     Buffer<Key> keys_;

@@ -1,26 +1,29 @@
 // Non-maximum suppression. Candidates (finite box, score not NaN) are sorted by falling score and turned into columns.
-// The first block of the living is settled pair by pair; what it keeps is then run over all the rest in vectorised
-// loops, tile by tile; the survivors move up and the next block begins. Crowded input thus shrinks fast. With groups,
-// each group is settled alone and the kept are gathered in order of score.
+// Few, or crowded: the first block of the living is settled pair by pair; what it keeps is run over all the rest in
+// vectorised loops, tile by tile; the survivors move up and the next block begins. Crowded input thus shrinks fast.
+// Where it does not, each box is looked up in a grid of those kept (support/grid.h), which costs n log n altogether.
+// With groups, each group is settled alone and the kept are gathered in order of score.
 #pragma once
 
 #include "dispatch.h"
 #include "ops/boxes.h"
 #include "ops/iou.h"
 #include "support/buffer.h"
+#include "support/grid.h"
 #include "support/math.h"
 #include "support/poll.h"
 #include "support/sort.h"
 
 namespace fastssd::FASTSSD_ISA {
 
-// The scratch of suppress(), for up to n boxes: columns in order of falling score, and what each is called.
+// Keeps the best of sorted boxes: scratch for up to n of them, as columns in order of falling score, each with an id.
 template <typename T>
 class Suppressor {
   public:
-    explicit Suppressor(int64_t n) : block_(BoxColumns<T>::kColumns * n), boxes_(block_.data(), n), ids_(n), dead_(n) {}
+    explicit Suppressor(int64_t n)
+        : block_(BoxColumns<T>::kColumns * padded(n)), boxes_(block_.data(), padded(n)), ids_(n), dead_(padded(n)) {}
 
-    void set(int64_t i, const T* box, uint32_t id) {
+    FASTSSD_INLINE void set(int64_t i, const T* box, uint32_t id) {
         boxes_.set(i, box);
         ids_[i] = id;
     }
@@ -28,20 +31,25 @@ class Suppressor {
     // Greedy NMS over the first n boxes. Calls keep(id) for each that is kept, in order. False where it was cancelled.
     template <typename Keep>
     bool run(int64_t n, T limit, const Keep& keep) {
+        if (limit >= T(1)) {  // no IoU is greater
+            for (int64_t i = 0; i < n; ++i) keep(ids_[i]);
+            return true;
+        }
+        constexpr T kNoBox[4] = {};
+        for (int64_t i = n; i < padded(n); ++i) boxes_.set(i, kNoBox);
+        const OverlapTest<T> test(limit);
+        const bool tiny = any_tiny(n);
+        bool crowded = n < kGridFrom || tiny || is_crowded(n, test);
         while (n > 0) {
+            if (!crowded) return run_grid(n, test, keep);
             const int64_t head = smaller(kHead, n);
-            int64_t kept[kHead], num_kept = 0;
-            for (int64_t i = 0; i < head; ++i) dead_[i] = 0;
-            for (int64_t i = 0; i < head; ++i) {
-                if (dead_[i]) continue;
-                kept[num_kept++] = i;
-                keep(ids_[i]);
-                sweep(Box<T>(boxes_, i), i + 1, head, limit);
-            }
+            int64_t kept[kHead];
+            const int64_t num_kept = settle(head, test, tiny, kept);
+            for (int64_t k = 0; k < num_kept; ++k) keep(ids_[kept[k]]);
             for (int64_t i = head; i < n; ++i) dead_[i] = 0;
             for (int64_t tile = head; tile < n; tile += kTile) {
                 const int64_t stop = smaller(tile + kTile, n);
-                for (int64_t k = 0; k < num_kept; ++k) sweep(Box<T>(boxes_, kept[k]), tile, stop, limit);
+                for (int64_t k = 0; k < num_kept; ++k) sweep(Box<T>(boxes_, kept[k]), tile, stop, test, tiny);
                 if (pacer_.cancelled(num_kept * kTile / 4)) return false;
             }
             if (pacer_.cancelled(n)) return false;
@@ -51,23 +59,98 @@ class Suppressor {
                 ids_[living] = ids_[i];
                 living += static_cast<int64_t>(dead_[i] == 0);
             }
+            crowded = tiny || living < kGridFrom || sweeping_pays(num_kept, n - head - living, n - head);
             n = living;
         }
         return true;
     }
 
   private:
-    static constexpr int64_t kHead = 64, kTile = 512;
+    static constexpr int64_t kHead = 64, kTile = 512, kGridFrom = 256, kStep = 8;
     using Flag = typename Bits<T>::Signed;  // as wide as T, so that the sweep vectorises
 
-    // No check of the union: it is negative for no pair, and where it is 0 or NaN the quotient is NaN.
-    void sweep(const Box<T>& box, int64_t begin, int64_t end, T limit) {
-        Flag* FASTSSD_RESTRICT const dead = dead_.data();
-        for (int64_t i = begin; i < end; ++i) {
-            const Box<T> other(boxes_, i);
-            const T inter = intersection(box, other);
-            dead[i] |= static_cast<Flag>(inter / (box.area + other.area - inter) > limit);
+    // Sweeping a block over the living costs each about a quarter of a nanosecond for every box kept, and the grid
+    // about 30 ns once. What is left after many blocks shrinks by the same share each time.
+    static bool sweeping_pays(int64_t kept, int64_t killed, int64_t swept) { return 120 * killed > kept * swept; }
+
+    // Tries a block on a sample.
+    bool is_crowded(int64_t n, const OverlapTest<T>& test) {
+        constexpr int64_t kTryHead = 32, kTry = 192;
+        const int64_t stop = smaller(kTryHead + kTry, n);
+        int64_t kept[kHead];
+        const int64_t num_kept = settle(kTryHead, test, false, kept);
+        int64_t killed = 0;
+        for (int64_t i = kTryHead; i < stop; ++i) dead_[i] = 0;
+        for (int64_t k = 0; k < num_kept; ++k) sweep(Box<T>(boxes_, kept[k]), kTryHead, stop, test, false);
+        for (int64_t i = kTryHead; i < stop; ++i) killed += static_cast<int64_t>(dead_[i] != 0);
+        return sweeping_pays(num_kept, killed, stop - kTryHead);
+    }
+
+    // The first `head` pair by pair; kept[] are the places of those that are kept.
+    int64_t settle(int64_t head, const OverlapTest<T>& test, bool tiny, int64_t* kept) {
+        int64_t num_kept = 0;
+        for (int64_t i = 0; i < padded(head); ++i) dead_[i] = 0;
+        for (int64_t i = 0; i < head; ++i) {
+            if (dead_[i]) continue;
+            kept[num_kept++] = i;
+            sweep(Box<T>(boxes_, i), i + 1, head, test, tiny);
         }
+        return num_kept;
+    }
+
+    static int64_t padded(int64_t n) { return (n + kStep - 1) & -kStep; }
+
+    // Marks what `box` suppresses, from the last multiple of kStep before `begin` to the next one after `end`: so no
+    // vectorised loop has a rest, which costs more than the few boxes. Nobody reads the marks on those settled before.
+    void sweep(const Box<T>& box, int64_t begin, int64_t end, const OverlapTest<T>& test, bool tiny) {
+        begin &= -kStep;
+        const int64_t size = padded(end) - begin;
+        Flag* FASTSSD_RESTRICT const dead = dead_.data() + begin;
+        Flag unsure = 0;
+        if (!tiny) {
+            for (int64_t i = 0; i < size; ++i) {
+                const Box<T> other(boxes_, begin + i);
+                const T inter = intersection(box, other), areas = box.area + other.area;
+                const Flag surely = static_cast<Flag>(inter > test.high * areas);
+                unsure |= static_cast<Flag>(inter > test.low * areas) ^ surely;
+                dead[i] |= surely;
+            }
+            if (unsure == 0) return;
+        }
+        for (int64_t i = 0; i < size; ++i) {
+            const Box<T> other(boxes_, begin + i);
+            dead[i] |= static_cast<Flag>(test.exact(intersection(box, other), box.area + other.area));
+        }
+    }
+
+    bool any_tiny(int64_t n) const {
+        Flag any = 0;
+        for (int64_t i = 0; i < padded(n); ++i) {
+            any |= static_cast<Flag>((boxes_.area[i] > T(0)) & (boxes_.area[i] < OverlapTest<T>::kLeastArea));
+        }
+        return any != 0;
+    }
+
+    template <typename Keep>
+    bool run_grid(int64_t n, const OverlapTest<T>& test, const Keep& keep) {
+        constexpr int64_t kAhead = 32;
+        BoxGrid<T> grid(boxes_, n, test);
+        typename BoxGrid<T>::Place places[kAhead];
+        for (int64_t begin = 0; begin < n; begin += kAhead) {
+            const int64_t count = smaller(kAhead, n - begin);
+            for (int64_t i = 0; i < count; ++i) places[i] = grid.locate(Box<T>(boxes_, begin + i));
+            int64_t work = kAhead * 16;
+            for (int64_t i = 0; i < count; ++i) {
+                const Box<T> box(boxes_, begin + i);
+                if (BoxGrid<T>::can_overlap(box.area)) {
+                    if (grid.suppresses(box, places[i], work)) continue;
+                    grid.insert(box, places[i]);
+                }
+                keep(ids_[begin + i]);
+            }
+            if (pacer_.cancelled(work)) return false;
+        }
+        return true;
     }
 
     Buffer<T> block_;
@@ -78,7 +161,7 @@ class Suppressor {
 };
 
 template <typename T>
-bool usable(const T* box, T score) {
+FASTSSD_INLINE bool usable(const T* box, T score) {
     return is_finite(nan_unless_finite(box[0], box[1], box[2], box[3])) && score == score;
 }
 
@@ -100,7 +183,11 @@ int64_t nms(const T* boxes, const T* scores, int64_t n, double iou_threshold, in
     int64_t count = 0, kept = 0;
     const Entry<KeyOf<T>>* const order = sort_by_score(boxes, scores, n, entries.data(), scratch.data(), count);
     Suppressor<T> suppressor(count);
-    for (int64_t i = 0; i < count; ++i) suppressor.set(i, boxes + 4 * int64_t{order[i].index}, order[i].index);
+    for (int64_t i = 0; i < count; ++i) {
+        constexpr int64_t kAhead = 24;
+        FASTSSD_PREFETCH(boxes + 4 * int64_t{order[smaller(i + kAhead, count - 1)].index});
+        suppressor.set(i, boxes + 4 * int64_t{order[i].index}, order[i].index);
+    }
     suppressor.run(count, round_down(T(), iou_threshold), [&](uint32_t id) { keep[kept++] = id; });
     return kept;
 }

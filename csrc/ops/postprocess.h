@@ -5,7 +5,7 @@
 // decoded a few at a time, and meet the kept boxes of their class, until enough are kept. In the rare case that the
 // best were not enough, all begins again with more of them.
 //
-// Source: SSD paper, section 3.7 (inference time).
+// Source: SSD paper, section 3.1.
 #pragma once
 
 #include "dispatch.h"
@@ -133,7 +133,7 @@ class Postprocessor {
     void run(int64_t image) {
         image_ = image;
         const bool may_fill = topk_ * (task_.num_classes - 1) >= task_.max_detections;
-        int64_t best = may_fill ? 2 * task_.max_detections + 128 : task_.num_anchors * task_.num_classes;
+        int64_t best = may_fill ? task_.max_detections + task_.max_detections / 4 + 64 : task_.num_anchors * task_.num_classes;
         while (!try_best(best)) best *= 16;
         write();
     }
@@ -142,6 +142,7 @@ class Postprocessor {
     using Candidate = Entry<KeyOf<T>>;  // index: anchor * num_classes + class
     using Key = SignedKeyOf<T>;
     static constexpr int64_t kLanes = Lanes<T>::kCount, kBlock = 16;
+    static constexpr T kLeastBelow = -16;
     static constexpr int64_t kFirstCandidates = 1024, kFirstKept = 256;
     static constexpr int64_t kMany = 8192;  // candidates; up to here it does not pay to look for the best
 
@@ -150,7 +151,7 @@ class Postprocessor {
     // Scores must exceed `limit`. Sets what logits must exceed to have a chance: lower than the exact bounds by more
     // than the rounding of the score can be.
     void set_limit(T limit) {
-        constexpr double kSlack = 1e-3;
+        constexpr double kSlack = 2e-3;
         const double classes = static_cast<double>(task_.num_classes);
         const double rounding = (classes + 8) * std::numeric_limits<T>::epsilon();
         const double least = static_cast<double>(limit) * (1 - rounding);
@@ -158,57 +159,101 @@ class Postprocessor {
         if (task_.activation == Activation::none) {
             logit_limit_ = limit;
         } else if (limit < std::numeric_limits<T>::min()) {
-            logit_limit_ = spread_limit_ = -kInf<T>;
+            logit_limit_ = -kInf<T>;
+            spread_limit_ = kInf<T>;
         } else {
             logit_limit_ = static_cast<T>(std::log(least / (1 - least)) - kSlack);
-            spread_limit_ = static_cast<T>(std::log(least * classes) - kSlack);
+            spread_limit_ = static_cast<T>(kSlack + 1e-6 * classes - std::log(least * classes));
         }
     }
 
     void collect(int64_t best) {
         const int64_t num_classes = task_.num_classes;
         const bool softmax = task_.activation == Activation::softmax;
-        const T* logits = task_.logits + image_ * task_.num_anchors * num_classes;
+        const T* const first = task_.logits + image_ * task_.num_anchors * num_classes;
         Pacer pacer;
         count_ = 0;
         cut_ = false;
         int64_t full = larger(2 * best, kMany);
         set_limit(round_down(T(), task_.score_threshold));
-        for (int64_t a = 0; a < task_.num_anchors; ++a, logits += num_classes) {
-            if (pacer.cancelled(num_classes / 4 + 2)) return;
-            const T background = softmax ? logits[0] : T(0);
-            if (!may_pass(logits, background)) continue;
-            std::memcpy(row_.data(), logits, static_cast<std::size_t>(num_classes) * sizeof(T));
+        for (int64_t a = next_row(first, 0, pacer); a < task_.num_anchors; a = next_row(first, a + 1, pacer)) {
+            std::memcpy(row_.data(), first + a * num_classes, static_cast<std::size_t>(num_classes) * sizeof(T));
             const T base = softmax ? max_lanes(row_.data(), width_).largest() : T(0);
-            if (softmax && cut_ && !(mean_below(base) > spread_limit_)) continue;
+            if (softmax && cut_ && !(spread(base) < spread_limit_)) continue;
             add_candidates(base, a * num_classes);
             if (count_ >= full) {
                 cut(best);
-                full = larger(2 * best, 2 * count_);
+                full = 2 * count_;
             }
         }
     }
 
-    // Whether a score of this row may pass the limit: the softmax of a logit is at most what it would be if there were
-    // only it and the background.
-    bool may_pass(const T* logits, T background) const {
-        const int64_t n = task_.num_classes - 1;
-        if (n >= kLanes) return any_above(max_lanes(logits + 1, n) - Lanes<T>(background), Lanes<T>(logit_limit_));
-        T most = -kInf<T>;
-        for (int64_t c = 1; c <= n; ++c) most = larger(logits[c], most);
-        return most - background > logit_limit_;
+    // The first row from `a` on that may hold a score above the limit, num_anchors if there is none: the softmax of a
+    // logit is at most what it would be if there were only it and the background.
+    int64_t next_row(const T* first, int64_t a, Pacer& pacer) const {
+        switch (task_.num_classes) {
+            case 2:
+                return next_short_row<2>(first, a, pacer);
+            case 3:
+                return next_short_row<3>(first, a, pacer);
+            case 4:
+                return next_short_row<4>(first, a, pacer);
+            case 5:
+                return next_short_row<5>(first, a, pacer);
+            default:
+                return task_.num_classes > kLanes ? next_long_row(first, a, pacer)
+                                                  : next_short_row<0>(first, a, pacer);
+        }
     }
 
-    // How far the logits of row_ lie below base, the largest, on average; at most that. By Jensen, the sum of their
-    // exponentials is at least as if each lay there. What is 32 below is too small to count in the sum, so that its
-    // distance is taken as that.
-    T mean_below(T base) const {
-        constexpr T kMost = 32;
-        Lanes<T> sums(T(0));
-        for (int64_t begin = 0; begin < width_; begin += kLanes) {
-            sums = sums + larger(Lanes<T>(row_.data() + begin) - Lanes<T>(base), Lanes<T>(-kMost));
+    int64_t next_long_row(const T* first, int64_t a, Pacer& pacer) const {
+        const int64_t num_classes = task_.num_classes;
+        const bool softmax = task_.activation == Activation::softmax;
+        const Lanes<T> limit(logit_limit_);
+        for (; a < task_.num_anchors && !pacer.cancelled(num_classes / 4 + 2); ++a) {
+            const T* const row = first + a * num_classes;
+            const Lanes<T> background(softmax ? row[0] : T(0));
+            if (any_above(max_lanes(row + 1, num_classes - 1) - background, limit)) return a;
         }
-        return (-sums.sum() - kMost * static_cast<T>(width_ - task_.num_classes)) / static_cast<T>(task_.num_classes);
+        return task_.num_anchors;
+    }
+
+    // With the number of classes known to the compiler, or 0.
+    template <int64_t kClasses>
+    int64_t next_short_row(const T* first, int64_t a, Pacer& pacer) const {
+        const int64_t num_classes = kClasses == 0 ? task_.num_classes : kClasses;
+        const bool softmax = task_.activation == Activation::softmax;
+        for (; a < task_.num_anchors && !pacer.cancelled(2); ++a) {
+            const T* const row = first + a * num_classes;
+            const T background = softmax ? row[0] : T(0);
+            T most = -kInf<T>;
+            for (int64_t c = 1; c < num_classes; ++c) most = larger(row[c], most);
+            if (most - background > logit_limit_) return a;
+        }
+        return task_.num_anchors;
+    }
+
+    // A lower bound of log(mean(exp(logit - base))) over row_, whose largest is base: mean(exp(x)) is at least
+    // exp(m) (1 + mean(y^2) / 2 + mean(y^3) / 6) where m is the mean of x and y = x - m, and at least exp(m); and
+    // log(1 + e) is at least 2 e / (2 + e). What lies below kLeastBelow is raised to it: too small to count.
+    T spread(T base) const {
+        const T n = static_cast<T>(task_.num_classes), padding = static_cast<T>(width_) - n;
+        const Lanes<T> top(base), least(kLeastBelow), zero(T(0));
+        Lanes<T> sums = zero;
+        for (int64_t begin = 0; begin < width_; begin += kLanes) {
+            sums = sums + larger(Lanes<T>(row_.data() + begin) - top, least);
+        }
+        const T mean = (sums.sum() - padding * kLeastBelow) / n;
+        const Lanes<T> center(mean);
+        Lanes<T> squares = zero, cubes = zero;
+        for (int64_t begin = 0; begin < width_; begin += kLanes) {
+            const Lanes<T> x = larger(Lanes<T>(row_.data() + begin) - top, least) - center;
+            squares = squares + x * x;
+            cubes = cubes + x * x * x;
+        }
+        const T x = kLeastBelow - mean;
+        const T excess = (squares.sum() - padding * x * x) / (2 * n) + (cubes.sum() - padding * x * x * x) / (6 * n);
+        return excess > 0 ? mean + 2 * excess / (2 + excess) : mean;
     }
 
     // --- candidates
@@ -242,22 +287,25 @@ class Postprocessor {
             if (!any_reaches(Lanes<T>(values), Lanes<T>(least))) continue;
             T scores[kLanes];
             for (int64_t i = 0; i < kLanes; ++i) scores[i] = values[i] / divisor;
+            int64_t count = count_;
             for (int64_t i = 0; i < kLanes; ++i) {
-                std::memcpy(&keys_[count_], &scores[i], sizeof(T));
-                indices_[count_] = static_cast<uint32_t>(first_index + begin + i);
-                count_ += static_cast<int64_t>(scores[i] > limit_);
+                std::memcpy(&keys_[count], &scores[i], sizeof(T));
+                indices_[count] = static_cast<uint32_t>(first_index + begin + i);
+                count += static_cast<int64_t>(scores[i] > limit_);
             }
+            count_ = count;
         }
     }
 
     // From here on, only what is not below about the best. Of equal scores all stay.
     void cut(int64_t best) {
-        const Key least = bound_of_largest(keys_.data(), count_, best, best + best / 4, Key(0));
+        const Key least = bound_of_largest(keys_.data(), count_, best, best + best / 8, Key(0));
         int64_t left = 0;
         for (int64_t i = 0; i < count_; ++i) {
-            keys_[left] = keys_[i];
+            const Key key = keys_[i];
+            keys_[left] = key;
             indices_[left] = indices_[i];
-            left += static_cast<int64_t>(keys_[left] >= least);
+            left += static_cast<int64_t>(key >= least);
         }
         count_ = left;
         cut_ = true;

@@ -6,6 +6,10 @@
 #include <cstring>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace fastssd::FASTSSD_ISA {
 
 template <typename T>
@@ -34,9 +38,26 @@ class Buffer {
 
   private:
     static constexpr std::align_val_t kAlign{64};
+    static constexpr std::size_t kLargeBytes = std::size_t(1) << 22;
+
+    // Random access to much memory is bound by the lookup of pages. What cannot be had is done without.
+    static void ask_for_large_pages(void* data, std::size_t bytes) {
+#if defined(__linux__)
+        constexpr std::uintptr_t kPage = 4096;
+        const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(data) + kPage - 1) & ~(kPage - 1);
+        const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(data) + bytes) & ~(kPage - 1);
+        madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+        static_cast<void>(data);
+        static_cast<void>(bytes);
+#endif
+    }
 
     static T* allocate(int64_t size) {
-        return static_cast<T*>(::operator new(static_cast<std::size_t>(size) * sizeof(T), kAlign));
+        const std::size_t bytes = static_cast<std::size_t>(size) * sizeof(T);
+        void* const data = ::operator new(bytes, kAlign);
+        if (bytes >= kLargeBytes) ask_for_large_pages(data, bytes);
+        return static_cast<T*>(data);
     }
 
     int64_t size_;

@@ -66,8 +66,8 @@ template <typename T>
 FASTSSD_INLINE T exp_of(T x) {
     using Terms = ExpTerms<T>;
     constexpr T kLog2OfE = T(1.4426950408889634074);
-    x = x < Terms::least ? Terms::least : x;  // NaN stays
-    x = x > Terms::most ? Terms::most : x;
+    x = larger(Terms::least, x);  // NaN stays
+    x = smaller(Terms::most, x);
     const T n = (x * kLog2OfE + Terms::rounder) - Terms::rounder;
     const T r = (x - n * Terms::log2_high) - n * Terms::log2_low;
     const T result = T(1) + (r + r * r * Terms::tail(r));

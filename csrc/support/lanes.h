@@ -34,6 +34,10 @@ class Lanes {
         for (int i = 0; i < kParts; ++i) a.parts_[i] -= b.parts_[i];
         return a;
     }
+    friend FASTSSD_INLINE Lanes operator*(Lanes a, const Lanes& b) {
+        for (int i = 0; i < kParts; ++i) a.parts_[i] *= b.parts_[i];
+        return a;
+    }
     // b where a is NaN.
     friend FASTSSD_INLINE Lanes larger(Lanes a, const Lanes& b) {
         for (int i = 0; i < kParts; ++i) a.parts_[i] = a.parts_[i] > b.parts_[i] ? a.parts_[i] : b.parts_[i];

@@ -18,9 +18,9 @@ namespace fastssd::FASTSSD_ISA {
 
 constexpr int64_t kMaskWidth = 16;
 #if defined(__AVX__)
-constexpr std::size_t kVectorBytes = 32;
+constexpr std::size_t kMaskBytes = 32;
 #else
-constexpr std::size_t kVectorBytes = 16;
+constexpr std::size_t kMaskBytes = 16;
 #endif
 
 // One vector of T, and as many bits.
@@ -116,20 +116,20 @@ template <typename T, typename Index>
 void keep_larger(const T* values, Index index, T* FASTSSD_RESTRICT best, Index* FASTSSD_RESTRICT which) {
     static_assert(sizeof(T) == sizeof(Index));
 #if defined(__GNUC__)
-    typedef T Values __attribute__((vector_size(kVectorBytes)));
-    typedef Index Indices __attribute__((vector_size(kVectorBytes)));
+    typedef T Values __attribute__((vector_size(kMaskBytes)));
+    typedef Index Indices __attribute__((vector_size(kMaskBytes)));
     const Indices indices = Indices{} + index;
-    for (std::size_t i = 0; i < kMaskWidth; i += kVectorBytes / sizeof(T)) {
+    for (std::size_t i = 0; i < kMaskWidth; i += kMaskBytes / sizeof(T)) {
         Values value, old;
         Indices old_which;
-        std::memcpy(&value, values + i, kVectorBytes);
-        std::memcpy(&old, best + i, kVectorBytes);
-        std::memcpy(&old_which, which + i, kVectorBytes);
+        std::memcpy(&value, values + i, kMaskBytes);
+        std::memcpy(&old, best + i, kMaskBytes);
+        std::memcpy(&old_which, which + i, kMaskBytes);
         const auto better = value > old;
         const Values now = better ? value : old;
         const Indices now_which = better ? indices : old_which;
-        std::memcpy(best + i, &now, kVectorBytes);
-        std::memcpy(which + i, &now_which, kVectorBytes);
+        std::memcpy(best + i, &now, kMaskBytes);
+        std::memcpy(which + i, &now_which, kMaskBytes);
     }
 #else
     for (int i = 0; i < kMaskWidth; ++i) {
@@ -157,18 +157,18 @@ T choose_of(const T* values, const Pick& pick) {
     T left[kMaskWidth];
     int size = kMaskWidth;
 #if defined(__GNUC__)
-    typedef T Values __attribute__((vector_size(kVectorBytes)));
+    typedef T Values __attribute__((vector_size(kMaskBytes)));
     typedef T Half __attribute__((vector_size(16)));
-    constexpr int kSize = kVectorBytes / sizeof(T);
+    constexpr int kSize = kMaskBytes / sizeof(T);
     Values best, next;
-    std::memcpy(&best, values, kVectorBytes);
+    std::memcpy(&best, values, kMaskBytes);
     for (int i = kSize; i < kMaskWidth; i += kSize) {
-        std::memcpy(&next, values + i, kVectorBytes);
+        std::memcpy(&next, values + i, kMaskBytes);
         best = pick(best, next);
     }
     Half half, other;
     std::memcpy(&half, &best, sizeof half);
-    if constexpr (kVectorBytes > sizeof half) {
+    if constexpr (kMaskBytes > sizeof half) {
         std::memcpy(&other, reinterpret_cast<const char*>(&best) + sizeof half, sizeof other);
         half = pick(half, other);
     }

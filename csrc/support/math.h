@@ -11,7 +11,8 @@
 
 #define FASTSSD_RESTRICT __restrict
 
-// For what loops must see through to vectorise, where the compiler deems it too long.
+// For what must not be a call in the inner loop: GCC stops inlining once a source has grown by so much, and the kernels
+// are one source.
 #if defined(_MSC_VER)
 #define FASTSSD_INLINE __forceinline
 #else
@@ -24,29 +25,29 @@ template <typename T>
 constexpr T kInf = std::numeric_limits<T>::infinity();
 
 template <typename T>
-T smaller(T a, T b) {
+FASTSSD_INLINE T smaller(T a, T b) {
     return a < b ? a : b;
 }
 
 template <typename T>
-T larger(T a, T b) {
+FASTSSD_INLINE T larger(T a, T b) {
     return a > b ? a : b;
 }
 
 // max(x, 0), which is +0 for -0 and for NaN.
 template <typename T>
-T positive_part(T x) {
+FASTSSD_INLINE T positive_part(T x) {
     return x > T(0) ? x : T(0);
 }
 
 // +0 where every argument is finite, else NaN.
 template <typename T>
-T nan_unless_finite(T a, T b, T c, T d) {
+FASTSSD_INLINE T nan_unless_finite(T a, T b, T c, T d) {
     return ((a - a) + (b - b)) + ((c - c) + (d - d));
 }
 
 template <typename T>
-bool is_finite(T x) {
+FASTSSD_INLINE bool is_finite(T x) {
     return x - x == T(0);
 }
 

@@ -1,5 +1,4 @@
-// Stable orders: by falling score (ties by lower index) and by group. Least-significant-byte radix sort that skips
-// bytes which are the same everywhere, and insertion sort for the few.
+// Stable orders: by falling score (ties by lower index) and by group. Radix sort, and insertion sort for the few.
 #pragma once
 
 #include <cstdint>
@@ -67,35 +66,44 @@ void insertion_sort(Entry<Key>* entries, int64_t n) {
     }
 }
 
-// Sorts by rising key. `entries` and `scratch` hold n each; the result is in the one that is returned.
-template <typename Key>
-Entry<Key>* sort_entries(Entry<Key>* entries, Entry<Key>* scratch, int64_t n) {
-    constexpr int64_t kFew = 48;
-    constexpr int kBytes = sizeof(Key);
-    if (n <= kFew) {
-        insertion_sort(entries, n);
-        return entries;
-    }
-    uint32_t counts[kBytes][256] = {};
+// Least significant digit first; a digit that is the same everywhere is skipped.
+template <int kDigitBits, typename Key>
+Entry<Key>* radix_sort(Entry<Key>* entries, Entry<Key>* scratch, int64_t n) {
+    constexpr int kDigits = (8 * static_cast<int>(sizeof(Key)) + kDigitBits - 1) / kDigitBits;
+    constexpr uint32_t kValues = 1u << kDigitBits;
+    uint32_t counts[kDigits][kValues] = {};
+    const auto digit_of = [](Key key, int digit) {
+        return static_cast<uint32_t>(key >> (kDigitBits * digit)) & (kValues - 1);
+    };
     for (int64_t i = 0; i < n; ++i) {
-        for (int byte = 0; byte < kBytes; ++byte) ++counts[byte][(entries[i].key >> (8 * byte)) & 255];
+        for (int digit = 0; digit < kDigits; ++digit) ++counts[digit][digit_of(entries[i].key, digit)];
     }
-    for (int byte = 0; byte < kBytes; ++byte) {
-        const int shift = 8 * byte;
-        uint32_t* const place = counts[byte];
-        if (place[(entries[0].key >> shift) & 255] == n) continue;
+    for (int digit = 0; digit < kDigits; ++digit) {
+        uint32_t* const place = counts[digit];
+        if (place[digit_of(entries[0].key, digit)] == n) continue;
         uint32_t before = 0;
-        for (int digit = 0; digit < 256; ++digit) {
-            const uint32_t count = place[digit];
-            place[digit] = before;
+        for (uint32_t value = 0; value < kValues; ++value) {
+            const uint32_t count = place[value];
+            place[value] = before;
             before += count;
         }
-        for (int64_t i = 0; i < n; ++i) scratch[place[(entries[i].key >> shift) & 255]++] = entries[i];
+        for (int64_t i = 0; i < n; ++i) scratch[place[digit_of(entries[i].key, digit)]++] = entries[i];
         Entry<Key>* const sorted = scratch;
         scratch = entries;
         entries = sorted;
     }
     return entries;
+}
+
+// Sorts by rising key. `entries` and `scratch` hold n each; the result is in the one that is returned.
+template <typename Key>
+Entry<Key>* sort_entries(Entry<Key>* entries, Entry<Key>* scratch, int64_t n) {
+    constexpr int64_t kFew = 48, kMany = 20000;  // from where the sums over more values of wider digits pay
+    if (n <= kFew) {
+        insertion_sort(entries, n);
+        return entries;
+    }
+    return n < kMany ? radix_sort<8>(entries, scratch, n) : radix_sort<11>(entries, scratch, n);
 }
 
 }  // namespace fastssd::FASTSSD_ISA
