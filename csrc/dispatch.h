@@ -44,6 +44,18 @@ struct AssignTask {
 };
 
 template <typename T>
+struct MultiboxTask {
+    const T* logits;        // [B, A, C]
+    const int64_t* labels;  // [B, A], in [-1, C)
+    int64_t num_anchors;
+    int64_t num_classes;
+    double neg_pos_ratio;
+    int64_t min_negatives;
+    double* losses;  // [B]
+    bool* selected;  // [B, A]
+};
+
+template <typename T>
 struct PostprocessTask {
     const T* logits;   // [B, A, C]
     const T* deltas;   // [B, A, 4]
@@ -93,6 +105,11 @@ struct Kernels {
 
     void (*mine_hard_negatives)(const T* loss, const bool* positive, int64_t num_anchors, double neg_pos_ratio,
                                 int64_t min_negatives, int64_t begin, int64_t end, bool* out);  // rows are images
+
+    void (*multibox_cross_entropy)(const MultiboxTask<T>& task, int64_t begin, int64_t end);  // rows are images
+    void (*multibox_cross_entropy_gradient)(const T* logits, const int64_t* labels, const bool* selected, T scale,
+                                            int64_t num_classes, int64_t begin, int64_t end,
+                                            T* out);  // rows are anchors: [B * A]
 
     Coder* encode_boxes;  // rows are boxes: [B * A]
     Coder* decode_boxes;

@@ -11,6 +11,7 @@
 #include "ops/iou.h"
 #include "ops/matching.h"
 #include "ops/mining.h"
+#include "ops/multibox.h"
 #include "ops/nms.h"
 #include "ops/postprocess.h"
 
@@ -38,6 +39,8 @@ constexpr Kernels<T> kernels_of() {
         match_anchors<T>,
         assign_targets<T>,
         mine_hard_negatives<T>,
+        multibox_cross_entropy<T>,
+        multibox_cross_entropy_gradient<T>,
         encode_boxes<T>,
         decode_boxes<T>,
         nms<T>,

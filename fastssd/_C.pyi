@@ -61,6 +61,18 @@ def assign_targets(
 def mine_hard_negatives(
     loss: Float, positive: Bool, neg_pos_ratio: float, min_negatives: int, out: Bool, /
 ) -> None: ...
+def multibox_cross_entropy(
+    logits: Float,
+    labels: Int,
+    neg_pos_ratio: float,
+    min_negatives: int,
+    losses: NDArray[np.float64],
+    selected: Bool,
+    /,
+) -> None: ...
+def multibox_cross_entropy_gradient(
+    logits: Float, labels: Int, selected: Bool, scale: float, out: Float, /
+) -> None: ...
 def encode_boxes(boxes: Float, anchors: Float, center_variance: float, size_variance: float, out: Float, /) -> None: ...
 def decode_boxes(
     deltas: Float, anchors: Float, center_variance: float, size_variance: float, out: Float, /

@@ -13,10 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssd import ops
+from fastssd.backends import active_backend
 
 DTYPES = ("float32", "float64", "float16", "int32", "uint8")
 # Operators with exp, log or atan inside agree within ULPs; all others bit for bit (docs/contract.md, Equality).
-ROUNDED = {"encode_boxes", "decode_boxes", "complete_box_iou", "assign_targets", "soft_nms", "postprocess_detections"}
+ROUNDED = {
+    "encode_boxes",
+    "decode_boxes",
+    "complete_box_iou",
+    "assign_targets",
+    "soft_nms",
+    "postprocess_detections",
+    "multibox_cross_entropy",
+    "multibox_cross_entropy_gradient",
+}
 ULP = 4
 
 
@@ -94,7 +104,7 @@ def around(value: float, dtype: str = "float32") -> tuple[float, ...]:
 
 def all_cases(seed: int = 0) -> Iterator[Case]:
     """Every case. The arrays are drawn from `seed`."""
-    for make in (_boxes, _anchors, _iou, _matching, _mining, _coding, _nms, _postprocess):
+    for make in (_boxes, _anchors, _iou, _matching, _mining, _multibox, _coding, _nms, _postprocess):
         yield from make(np.random.default_rng(seed))
 
 
@@ -235,6 +245,48 @@ def _mining(rng: np.random.Generator) -> Iterator[Case]:
     yield Case("mine_hard_negatives", "empty", lambda: ops.mine_hard_negatives(loss[:, :0], positive[:, :0]))
     yield Case("mine_hard_negatives", "no pictures", lambda: ops.mine_hard_negatives(loss[:0], positive[:0]))
     yield Case("mine_hard_negatives", "one picture", lambda: ops.mine_hard_negatives(loss[0], positive[0]))
+
+
+def _multibox(rng: np.random.Generator) -> Iterator[Case]:
+    def both(tag: str, logits: Any, labels: Any, **options: Any) -> Iterator[Case]:
+        yield Case("multibox_cross_entropy", tag, lambda: ops.multibox_cross_entropy(logits, labels, **options))
+        if logits.dtype.name not in DTYPES[:2] or logits.ndim < 3:
+            return
+
+        def gradient() -> Any:  # it has no face of its own: autograd calls it
+            x, y, out = (np.ascontiguousarray(array) for array in (logits, labels, np.empty_like(logits)))
+            active_backend().multibox_cross_entropy_gradient(x, y, y > 0, 0.3, out)
+            return out
+
+        yield Case("multibox_cross_entropy_gradient", tag, gradient)
+
+    shape = (4, 300)
+    labels = np.where(rng.random(shape) < [[0.01], [0.0], [0.2], [0.9]], 1, 0)
+    for columns in (2, 4, 16, 17, 18, 91):
+        some = np.where(rng.random(shape) < 0.1, -1, labels * rng.integers(1, columns, shape))
+        for dtype in DTYPES[:3]:
+            random = rng.normal(size=(*shape, columns))
+            trained, lost = random.copy(), random.copy()
+            trained[..., 0] += 8
+            lost[..., 0] -= 200  # odds beyond what a float holds
+            equal = np.broadcast_to(random[0, 0], random.shape)
+            for tag, logits in (("random", random), ("trained", trained), ("lost", lost), ("equal", equal)):
+                if dtype == "float16" and tag != "equal":
+                    continue  # losses that tie but for ULPs, after rounding to float16
+                for ratio, least in ((3.0, 0), (0.0, 5), (1e9, 0), (0.3, 10**9)):
+                    name = f"{tag} {columns} {dtype} ratio {ratio} least {least}"
+                    x = logits.astype(dtype)
+                    yield from both(name, x, some, neg_pos_ratio=ratio, min_negatives=least)
+        broken = random.astype("float32")
+        broken[0, ::9, -1], broken[1, ::7, 0], broken[2, ::5] = np.nan, -np.inf, np.inf
+        broken[3, ::11, 0], broken[3, 1::11, 0], broken[3, 2::11, -1] = np.nan, np.inf, -np.inf
+        yield from both(f"nonfinite {columns}", broken, some, min_negatives=2)
+    yield from both("only background", random[..., :1], labels * 0, min_negatives=3)
+    yield from both("no anchors", random[:, :0], labels[:, :0])
+    yield from both("no pictures", random[:0], labels[:0])
+    yield from both("one picture", random[0], labels[0])
+    yield from both("all ignored", random, labels * 0 - 1, min_negatives=3)
+    yield from both("non-contiguous", strided(random), labels.T.copy().T)
 
 
 def _coding(rng: np.random.Generator) -> Iterator[Case]:

@@ -12,6 +12,7 @@ from tests.cases import random_boxes, strided
 RNG = np.random.default_rng(0)
 BOXES, OTHERS, SCORES = random_boxes(RNG, 12), random_boxes(RNG, 5), RNG.random(12)
 LOGITS, DELTAS = RNG.normal(size=(2, 12, 4)), RNG.normal(size=(2, 12, 4))
+CLASSES = np.array([[0, 3, 0, 0, -1, 0, 0, 1, 0, 0, 0, 0], [0] * 12])
 
 # Every operator with arguments that work: (arrays, what else it takes).
 CALLS = {
@@ -27,6 +28,7 @@ CALLS = {
     "match_anchors": ((BOXES, OTHERS), {}),
     "assign_targets": ((BOXES, OTHERS, np.ones(5, np.int64)), {}),
     "mine_hard_negatives": ((SCORES, SCORES > 0.9), {}),
+    "multibox_cross_entropy": ((LOGITS, CLASSES), {"min_negatives": 2}),
     "encode_boxes": ((BOXES, BOXES[::-1]), {}),
     "decode_boxes": ((DELTAS, BOXES), {}),
     "nms": ((BOXES, SCORES), {"iou_threshold": 0.3}),
@@ -134,6 +136,14 @@ FLAT_BOXES = np.where(np.arange(12)[:, None] == 3, [1, 1, 1, 5], BOXES)
         (lambda: ops.mine_hard_negatives(SCORES, SCORES[:3] > 0), ValueError, "positive"),
         (lambda: ops.mine_hard_negatives(SCORES, SCORES > 0, neg_pos_ratio=-1), ValueError, "neg_pos_ratio"),
         (lambda: ops.mine_hard_negatives(SCORES, SCORES > 0, min_negatives=0.5), TypeError, "min_negatives"),
+        (lambda: ops.multibox_cross_entropy(LOGITS, CLASSES[:1]), ValueError, "labels"),
+        (lambda: ops.multibox_cross_entropy(LOGITS, CLASSES * 1.0), TypeError, "labels"),
+        (lambda: ops.multibox_cross_entropy(LOGITS[..., :3], CLASSES), ValueError, r"labels\[0, 1\]"),
+        (lambda: ops.multibox_cross_entropy(LOGITS, CLASSES * 2), ValueError, r"labels\[0, 1\]"),
+        (lambda: ops.multibox_cross_entropy(LOGITS, CLASSES - 1), ValueError, r"labels\[0, 4\]"),
+        (lambda: ops.multibox_cross_entropy(LOGITS[..., :0], CLASSES), ValueError, "logits"),
+        (lambda: ops.multibox_cross_entropy(LOGITS[0, 0], CLASSES[0, 0]), ValueError, "logits"),
+        (lambda: ops.multibox_cross_entropy(LOGITS, CLASSES, neg_pos_ratio=np.nan), ValueError, "neg_pos_ratio"),
         (lambda: ops.encode_boxes(FLAT_BOXES, BOXES), ValueError, r"boxes\[3\]"),
         (lambda: ops.encode_boxes(BOXES, FLAT_BOXES), ValueError, r"anchors\[3\]"),
         (lambda: ops.encode_boxes(BOXES, BOXES, variances=(0.1, 0)), ValueError, "variances"),
@@ -191,6 +201,33 @@ def test_mining_by_hand():
     assert np.flatnonzero(ops.mine_hard_negatives(loss, positive, neg_pos_ratio=2)).tolist() == [2, 3]
     assert np.flatnonzero(ops.mine_hard_negatives(loss, positive & False)).tolist() == []
     assert np.flatnonzero(ops.mine_hard_negatives(loss, positive & False, min_negatives=1)).tolist() == [2]
+
+
+@pytest.mark.parametrize(("columns", "bias"), [(2, 0), (4, 9), (40, 0), (40, 9)])
+def test_multibox_is_mining_and_cross_entropy(columns, bias):
+    rng = np.random.default_rng(1)
+    logits = torch.from_numpy(rng.normal(size=(3, 500, columns)))
+    logits[..., 0] += bias
+    logits.requires_grad_()
+    labels = torch.from_numpy(rng.integers(1, columns, (3, 500)) * (rng.random((3, 500)) < [[0.0], [0.02], [0.5]]))
+    labels[:, ::9] = -1
+    loss, selected = ops.multibox_cross_entropy(logits, labels, neg_pos_ratio=2, min_negatives=4)
+    of_background = (-logits.detach().log_softmax(-1)[..., 0]).masked_fill(labels < 0, -torch.inf)
+    mined = ops.mine_hard_negatives(of_background, labels > 0, neg_pos_ratio=2, min_negatives=4)
+    assert torch.equal(selected, mined | (labels > 0))
+    expected = torch.nn.functional.cross_entropy(logits[selected], labels[selected], reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    comp, ref = (torch.autograd.grad(3 * value, logits)[0] for value in (loss, expected))
+    torch.testing.assert_close(comp, ref)
+
+
+def test_multibox_nan_logits_reach_the_loss():
+    for place in ((1, 5, 0), (1, 5, 3), (0, 1, 2)):  # in a negative's background, in its foreground, in a positive
+        logits = LOGITS.copy()
+        logits[place] = np.nan
+        loss, selected = ops.multibox_cross_entropy(logits, CLASSES, min_negatives=1)
+        assert selected[place[:2]]
+        assert np.isnan(loss)
 
 
 def test_nms_by_hand():
@@ -271,6 +308,20 @@ def test_gradients_of_complete_iou_hold_the_weight_constant():
 )
 def test_gradients_of_the_coder_and_of_boxes(function, arrays):
     assert torch.autograd.gradcheck(function, tensors_of(*arrays))
+
+
+def test_gradients_of_multibox_once_and_in_the_dtype_of_the_logits():
+    (logits,) = tensors_of(LOGITS)
+    assert torch.autograd.gradcheck(lambda x: ops.multibox_cross_entropy(x, CLASSES).loss, logits)
+    loss, selected = ops.multibox_cross_entropy(logits, CLASSES)
+    assert not selected.requires_grad
+    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+    with pytest.raises(RuntimeError):
+        gradient.sum().backward()
+    half = logits.detach().bfloat16().requires_grad_()
+    loss = ops.multibox_cross_entropy(half, CLASSES).loss
+    loss.backward()
+    assert (loss.dtype, half.grad.dtype) == (torch.float32, torch.bfloat16)
 
 
 def test_gradients_one_tensor_as_both_arguments():

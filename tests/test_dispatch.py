@@ -66,6 +66,12 @@ for dtype in (np.float32, np.float64):
     call("assign_targets", other, gt, labels, offsets, 0.5, 0.4, 1, 0.1, 0.2, out=[long[0], new(3, 777, 4), long[1]])
     loss, positive = rng.random((3, 777)).astype(dtype), rng.random((3, 777)) < 0.05
     call("mine_hard_negatives", loss, positive, 3.0, 5, out=[new(3, 777, dtype=bool)])
+    for columns in (5, 37):
+        logits, classes = rng.standard_normal((3, 777, columns)).astype(dtype), rng.integers(-1, 5, (3, 777))
+        classes[rng.random(classes.shape) < 0.9] = 0
+        selected = new(3, 777, dtype=bool)
+        call("multibox_cross_entropy", logits, classes, 3.0, 5, out=[new(3, dtype=np.float64), selected])
+        call("multibox_cross_entropy_gradient", logits, classes, selected, 0.3, out=[new(3, 777, columns)])
     deltas = rng.standard_normal((3, 777, 4)).astype(dtype)
     call("encode_boxes", boxes(3, 777), other, 0.1, 0.2, out=[new(3, 777, 4)])
     call("decode_boxes", deltas, other, 0.1, 0.2, out=[new(3, 777, 4)])

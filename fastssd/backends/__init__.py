@@ -120,6 +120,23 @@ class Backend(Protocol):
     ) -> None:
         """loss [B, A], positive [B, A], out [B, A]."""
 
+    # --- multibox ----------------------------------------------------------------------------------------------
+    def multibox_cross_entropy(
+        self,
+        logits: Float,
+        labels: Int,
+        neg_pos_ratio: float,
+        min_negatives: int,
+        losses: NDArray[np.float64],
+        selected: Bool,
+    ) -> None:
+        """logits [B, A, C], labels [B, A] in [-1, C); losses [B] the sum of each picture, selected [B, A]."""
+
+    def multibox_cross_entropy_gradient(
+        self, logits: Float, labels: Int, selected: Bool, scale: float, out: Float
+    ) -> None:
+        """The gradient of `scale` times the loss, out [B, A, C]; the other arguments as in the forward pass."""
+
     # --- coding ------------------------------------------------------------------------------------------------
     def encode_boxes(
         self, boxes: Float, anchors: Float, center_variance: float, size_variance: float, out: Float

@@ -84,6 +84,25 @@ def _our_mining(loss: Any, positive: Any) -> Callable[[], Any]:
     return lambda: ops.mine_hard_negatives(loss, positive)
 
 
+def _our_criterion(logits: Any, deltas: Any, anchors: Any, gt_boxes: Any, gt_labels: Any) -> Callable[[], Any]:
+    """Forward and backward. The targets, for which torchvision encodes boxes here, are made by assign_targets."""
+    import torch
+
+    from fastssd.detection import Criterion
+    from fastssd.ops.matching import Targets
+
+    criterion = Criterion(min_negatives=0)  # as torchvision has it
+    targets = ops.assign_targets(anchors, gt_boxes, gt_labels, force_match="best")
+    tensors = Targets(*map(torch.from_numpy, targets))
+    scores, offsets = (torch.from_numpy(array).requires_grad_() for array in (logits, deltas))
+
+    def call() -> Any:
+        total = criterion(scores, offsets, tensors).total
+        return total.detach(), *torch.autograd.grad(total, (scores, offsets))
+
+    return call
+
+
 def _our_postprocess(logits: Any, deltas: Any, anchors: Any) -> Callable[[], Any]:
     return lambda: ops.postprocess_detections(logits, deltas, anchors, clip=(1.0, 1.0))
 
@@ -164,6 +183,33 @@ def _topk_mining(loss: Any, positive: Any) -> Callable[[], Any]:
         most = int(wanted.max())
         chosen = negative.topk(most, dim=1).indices
         return torch.zeros_like(mask).scatter_(1, chosen, torch.arange(most) < wanted)
+
+    return call
+
+
+def _torchvision_criterion(logits: Any, deltas: Any, anchors: Any, gt_boxes: Any, gt_labels: Any) -> Callable[[], Any]:
+    import torch
+    from torchvision.models.detection._utils import BoxCoder
+    from torchvision.models.detection.ssd import SSD
+
+    class Bare:
+        """The attributes that SSD.compute_loss reads."""
+
+        box_coder, neg_to_pos_ratio = BoxCoder((10.0, 10.0, 5.0, 5.0)), 3
+
+    truths = [
+        {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)}
+        for boxes, labels in zip(gt_boxes, gt_labels, strict=True)
+    ]
+    priors = [torch.from_numpy(anchors)] * len(truths)
+    matched = list(torch.from_numpy(ops.match_anchors(anchors, gt_boxes, force_match="best").gt_idx))
+    outputs = tuple(torch.from_numpy(array).requires_grad_() for array in (logits, deltas))
+    named = dict(zip(("cls_logits", "bbox_regression"), outputs, strict=True))
+
+    def call() -> Any:
+        losses = SSD.compute_loss(Bare(), truths, named, priors, matched)
+        total = losses["classification"] + losses["bbox_regression"]
+        return total.detach(), *torch.autograd.grad(total, outputs)
 
     return call
 
@@ -294,6 +340,7 @@ PEERS: dict[str, tuple[Bind, dict[str, tuple[tuple[str, ...], Bind]]]] = {
             "torch topk": (("torch",), _topk_mining),
         },
     ),
+    "criterion": (_our_criterion, {"torchvision": (("torchvision",), _torchvision_criterion)}),
     "postprocess_detections": (_our_postprocess, {"torchvision": (("torchvision",), _torchvision_postprocess)}),
 }
 
@@ -326,6 +373,8 @@ def agree(operator: str, ref: Any, comp: Any, name: str) -> bool:
         return bool(np.array_equal(np.sort(kept), np.sort(np.asarray(ref))))
     if operator == "assign_targets":
         return all(np.allclose(np.asarray(c), r, rtol=1e-4, atol=1e-5) for r, c in zip(ref, comp, strict=True))
+    if operator == "criterion":
+        return all(np.allclose(c, r, rtol=1e-4, atol=1e-7) for r, c in zip(ref, comp, strict=True))
     if operator == "postprocess_detections":
         return all(_same_detections(ref, image, found) for image, found in enumerate(comp))
     return bool(np.array_equal(np.asarray(comp), ref))

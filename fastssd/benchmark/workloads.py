@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -145,8 +146,18 @@ def _mine(model: str, batch: int, quick: bool = True) -> Workload:
     return Workload(f"mine {batch} x {len(anchors(model))}", "mine_hard_negatives", make, 16, quick)
 
 
+def _criterion(model: str, batch: int, columns: int) -> Workload:
+    def make(rng: np.random.Generator) -> Inputs:
+        boxes, labels = truths(rng, batch, 8)
+        labels = [label % (columns - 1) + 1 for label in labels]
+        return *network_outputs(rng, model, batch, columns, True), boxes, labels
+
+    return Workload(f"criterion {batch} x {len(anchors(model))} x {columns}", "criterion", make, 3)
+
+
 def workloads() -> tuple[Workload, ...]:
-    """All of them, in the order of the table."""
+    """All of them, in the order of the table; those that run in torch only where it is installed."""
+    with_torch = (_criterion("ssd300", 8, 91),) if importlib.util.find_spec("torch") else ()
     return (
         _iou(8, 8, rotation=64),
         _iou(8732, 20),
@@ -166,6 +177,7 @@ def workloads() -> tuple[Workload, ...]:
         _match("assign_targets", "ssd300", 32, 8),
         _mine("ssd300", 8),
         _mine("ssd300", 32),
+        *with_torch,
         _postprocess("tinyssd", 1, 4, True, 16),
         _postprocess("ssd300", 8, 91, True, 4),
         _postprocess("ssd300", 8, 91, False, 3, quick=False),

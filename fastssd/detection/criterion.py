@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastssd.ops import assign_targets, mine_hard_negatives
+from fastssd.ops import assign_targets, mine_hard_negatives, multibox_cross_entropy
 from fastssd.ops.matching import Targets
 
 CLASS_LOSSES = ("cross_entropy", "focal")
@@ -75,15 +75,21 @@ class Criterion:
         """
         logits, deltas = logits.float(), deltas.float()
         positive = targets.labels > 0  # [B, A]
-        num_positives = positive.sum()
+        where = positive.nonzero(as_tuple=True)  # their pictures and anchors, looked for once
+        num_positives = targets.labels.new_tensor(len(where[0]))
         hard_negatives = None
         if self.class_loss == "focal":
             classification = self.focal_loss(logits, targets.labels)
+        elif logits.device.type == "cpu":  # the two steps below as one kernel
+            classification, selected = multibox_cross_entropy(
+                logits, targets.labels, neg_pos_ratio=self.neg_pos_ratio, min_negatives=self.min_negatives
+            )
+            hard_negatives = selected ^ positive
         else:
             hard_negatives = self.select_hard_negatives(logits, targets.labels)
             classification = self.classification_loss(logits, targets.labels, positive | hard_negatives)
-        box_regression = self.box_regression_loss(deltas, targets.deltas, positive)
-        scale = 1.0 / num_positives.clamp(min=1)
+        box_regression = self.box_regression_loss(deltas, targets.deltas, where)
+        scale = 1.0 / max(len(where[0]), 1)
         classification, box_regression = classification * scale, box_regression * scale
         total = classification + self.box_weight * box_regression
         return Losses(total, classification, box_regression, num_positives, hard_negatives)
@@ -137,8 +143,10 @@ class Criterion:
         alpha = self.focal_alpha * target + (1 - self.focal_alpha) * (1 - target)
         return (alpha * wrong.pow(self.focal_gamma) * loss).sum()
 
-    def box_regression_loss(self, deltas: Tensor, target_deltas: Tensor, positive: Tensor) -> Tensor:
-        """Smooth L1 or L1, summed over the deltas of positive anchors: []."""
+    def box_regression_loss(
+        self, deltas: Tensor, target_deltas: Tensor, positive: Tensor | tuple[Tensor, ...]
+    ) -> Tensor:
+        """Smooth L1 or L1, summed over the deltas of positive anchors, given as a mask or as indices: []."""
         deltas, target_deltas = deltas[positive], target_deltas[positive].to(deltas.dtype)  # [P, 4]
         if self.box_loss == "l1":
             return F.l1_loss(deltas, target_deltas, reduction="sum")

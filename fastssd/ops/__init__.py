@@ -12,12 +12,14 @@ from fastssd.ops.iou import (
 )
 from fastssd.ops.matching import Matches, Targets, assign_targets, match_anchors
 from fastssd.ops.mining import mine_hard_negatives
+from fastssd.ops.multibox import MultiboxLoss, multibox_cross_entropy
 from fastssd.ops.nms import batched_nms, nms, soft_nms
 from fastssd.ops.postprocess import Detections, postprocess_detections
 
 __all__ = [
     "Detections",
     "Matches",
+    "MultiboxLoss",
     "Targets",
     "assign_targets",
     "batched_nms",
@@ -33,6 +35,7 @@ __all__ = [
     "grid_anchors",
     "match_anchors",
     "mine_hard_negatives",
+    "multibox_cross_entropy",
     "nms",
     "paired_box_iou",
     "postprocess_detections",

@@ -191,6 +191,15 @@ def differentiable(kernel: Callable[..., Any], formula: Callable[..., Any], *arr
     return _gradient.differentiable(kernel, formula, *arrays)
 
 
+def with_gradient(value: Any, write: Callable[..., None], array: Array, *others: Array) -> Any:
+    """`value`, whose derivative by `array` ``write(scale, out, array, *others)`` writes to `out`; once, not twice."""
+    if not wants_gradient(array):
+        return value
+    from fastssd.ops import _gradient
+
+    return _gradient.written(value, write, array, *others)
+
+
 def without_gradient(name: str, result: Any, *arrays: Array) -> Any:
     """`result`; a backward pass through it raises instead of giving a silent None."""
     if not wants_gradient(*arrays):

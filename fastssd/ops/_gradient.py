@@ -1,4 +1,4 @@
-"""Gradients for torch inputs: the kernel computes the value, a plain torch formula its derivative.
+"""Gradients for torch inputs: the kernel computes the value, a plain torch formula or another kernel its derivative.
 
 Imported only when a tensor that requires a gradient reaches an operator, so torch is there already.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 
 class _KernelValue(torch.autograd.Function):
@@ -32,6 +33,22 @@ class _KernelValue(torch.autograd.Function):
             value = ctx.formula(*(tensor.to(dtype) for tensor in tensors))
             found = iter(torch.autograd.grad(value, wanted, grads[0], create_graph=create_graph, allow_unused=True))
         return None, None, *(next(found) if needed else None for needed in ctx.needs_input_grad[2:])
+
+
+class _WrittenGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, holder: list[Any], write: Callable[..., None], *tensors: Any) -> Any:
+        ctx.write = write
+        ctx.save_for_backward(*tensors)
+        return holder[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Any) -> Any:
+        tensor, *others = ctx.saved_tensors
+        out = torch.empty(tensor.shape, dtype=grad.dtype)  # memory that torch has at hand: fresh pages cost more
+        ctx.write(float(grad), out, tensor, *others)
+        return None, None, out.to(tensor), *(None for _ in others)
 
 
 class _NoGradient(torch.autograd.Function):
@@ -59,6 +76,11 @@ def differentiable(kernel: Callable[..., Any], formula: Callable[..., Any], *arr
     device = _tracked(arrays)[0].device
     tensors = [torch.as_tensor(array, device=device) for array in arrays]
     return _KernelValue.apply(kernel, formula, *tensors)
+
+
+def written(value: Any, write: Callable[..., None], tensor: Any, *others: Any) -> Any:
+    """The scalar `value`, computed already, whose gradient by `tensor` the kernel ``write`` writes."""
+    return _WrittenGradient.apply([value], write, tensor, *(torch.as_tensor(other) for other in others))
 
 
 def refuse(name: str, result: Any, *arrays: Any) -> Any:

@@ -12,6 +12,7 @@ from fastssd.backends.reference.iou import (
 )
 from fastssd.backends.reference.matching import assign_targets, match_anchors
 from fastssd.backends.reference.mining import mine_hard_negatives
+from fastssd.backends.reference.multibox import multibox_cross_entropy, multibox_cross_entropy_gradient
 from fastssd.backends.reference.nms import batched_nms, nms, soft_nms
 from fastssd.backends.reference.postprocess import postprocess_detections
 
@@ -30,6 +31,8 @@ __all__ = [
     "grid_anchors",
     "match_anchors",
     "mine_hard_negatives",
+    "multibox_cross_entropy",
+    "multibox_cross_entropy_gradient",
     "nms",
     "paired_box_iou",
     "postprocess_detections",
