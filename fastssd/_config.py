@@ -26,8 +26,7 @@ def set_num_threads(threads: int | None) -> None:
 
     Args:
         threads: at least 1; None goes back to the default: ``FASTSSD_NUM_THREADS``, else what torch uses if it is
-            loaded, else the
-            processors that this process may run on. Results never depend on it.
+            loaded, else the processors that this process may run on. Results never depend on it.
 
     Raises:
         TypeError, ValueError: not an integer of at least 1.

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastssd.backends import FORCE_MATCH
 from fastssd.ops import assign_targets, mine_hard_negatives, multibox_cross_entropy
 from fastssd.ops.matching import Targets
 
@@ -63,7 +64,8 @@ class Criterion:
     box_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("class_loss", CLASS_LOSSES), ("box_loss", BOX_LOSSES)):
+        choices = (("class_loss", CLASS_LOSSES), ("box_loss", BOX_LOSSES), ("force_match", tuple(FORCE_MATCH)))
+        for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
 

@@ -26,10 +26,8 @@ def grid_anchors(
     """The anchors of all feature maps, in the order in which a network's outputs come.
 
     A cell of level ``l`` has ``len(scales[l]) + len(aspect_ratios) - 1`` anchors: every scale at the first ratio,
-    then the
-    first scale at every other ratio. An anchor of scale s and ratio r has width ``s * sqrt(r)`` and height ``s /
-    sqrt(r)``,
-    as fractions of the picture's width and height, around the middle of its cell.
+    then the first scale at every other ratio. An anchor of scale s and ratio r has width ``s * sqrt(r)`` and height
+    ``s / sqrt(r)``, as fractions of the picture's width and height, around the middle of its cell.
 
     Args:
         grid_sizes: cells of each level, (rows, columns) or one number for both.

@@ -66,8 +66,7 @@ def complete_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) 
     """Complete IoU: distance IoU minus a term for the difference of the aspect ratios.
 
     Arguments, errors and shapes as in :func:`box_iou`; values in (-2, 1], and -1 for non-finite boxes. In the
-    gradient the weight of
-    the aspect term is a constant, as in the paper.
+    gradient the weight of the aspect term is a constant, as in the paper.
 
     Source:
         arXiv:1911.08287, equations 8 to 11.

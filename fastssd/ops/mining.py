@@ -16,16 +16,15 @@ def mine_hard_negatives(loss: Array, positive: Array, *, neg_pos_ratio: float = 
 
     Args:
         loss: [A] or [B, A] classification loss of every anchor as it would be if the anchor were background. ``-inf``
-            marks an anchor that
-            is never chosen, NaN ranks first.
+            marks an anchor that is never chosen, NaN ranks first.
         positive: bool [A] or [B, A].
         neg_pos_ratio: negatives a positive, >= 0.
         min_negatives: at least so many in each picture, so that one without objects still teaches.
 
     Returns:
-        bool, the shape of `loss`: the negatives that were chosen, in each picture ``max(ceil(neg_pos_ratio *
-        positives), min_negatives)``
-        of them, never more than there are. Equal losses: the lower index.
+        bool, the shape of `loss`: the negatives that were chosen, in each picture
+        ``max(ceil(neg_pos_ratio * positives), min_negatives)`` of them, never more than there are. Equal losses: the
+        lower index.
 
     Raises:
         TypeError, ValueError: shapes that differ, `positive` not boolean, a ratio that is negative or NaN.
