@@ -151,7 +151,10 @@ class Matcher {
         Buffer<Suitor> suitors(num_gt);
         Buffer<int64_t> callers(num_gt);
         Buffer<Claim<T>> claims(num_gt);
-        for (int64_t g = 0; g < num_gt; ++g) suitors[g] = introduce(Box<T>(gt_boxes + 4 * g));
+        for (int64_t g = 0; g < num_gt; ++g) {
+            suitors[g] = introduce(Box<T>(gt_boxes + 4 * g));
+            if (pacer_.cancelled(20 * index_.num_rows)) return;
+        }
         for (int64_t group = 0; group < index_.num_groups; ++group) {
             if (group % kBlock == 0) {
                 const Bounds<T>& bounds = index_.of_groups[group / kBlock];
