@@ -8,6 +8,8 @@
 // Source: SSD paper, section 2.2, equation 1 and "Hard negative mining".
 #pragma once
 
+#include <type_traits>
+
 #include "dispatch.h"
 #include "ops/mining.h"
 #include "support/buffer.h"
@@ -19,17 +21,30 @@
 
 namespace fastssd::FASTSSD_ISA {
 
-// For x up to kRoughEnd: at least exp(x) and at most 1.062 exp(max(x, -87)). The whole part of x / log(2) goes where a
-// float has its exponent, the rest where it has its fraction.
-constexpr float kRoughEnd = 80;
-FASTSSD_INLINE float rough_exp(float x) {
+FASTSSD_INLINE int32_t whole(float x) { return static_cast<int32_t>(x); }
+#if defined(__GNUC__)
+template <typename Vector>
+FASTSSD_INLINE auto whole(Vector x) {
+    return __builtin_convertvector(x, decltype(x > x));  // a comparison gives a vector of whole numbers as wide
+}
+#endif
+
+// At least exp(x) and at most 1.062 exp(x) within [-87, 80], outside of which x counts as the nearer end, and NaN
+// as 80. The whole part of x / log(2) goes where a float has its exponent, the rest where it has its fraction. For
+// floats and for vectors of floats.
+template <typename Float>
+FASTSSD_INLINE Float rough_exp(Float x) {
     constexpr float kScale = 12102203.16f, kOne = 1065353216.0f;  // 2^23 / log(2), the bits of 1
-    const int32_t bits = static_cast<int32_t>(larger(x, -87.0f) * kScale + kOne);
-    float result;
+    const Float least = Float{} - 87.0f, most = Float{} + 80.0f;
+    x = x < most ? x : most;
+    x = x > least ? x : least;
+    const auto bits = whole(x * kScale + kOne);
+    static_assert(sizeof(bits) == sizeof(x));
+    Float result;
     std::memcpy(&result, &bits, sizeof(result));
     return result;
 }
-constexpr float kRoughExcess = 1.07f, kRoughMost = 5e34f;  // some of it for rounding; just below exp(kRoughEnd)
+constexpr float kRoughExcess = 1.07f, kRoughMost = 5e34f;  // some of it for rounding; just below exp(80)
 
 // The softmax of a row, which is values()[c] / sum().
 template <typename T>
@@ -71,10 +86,9 @@ class MultiboxLoss {
         : task_(task),
           n_(task.num_anchors),
           num_classes_(task.num_classes),
-          width_((num_classes_ + kLanes - 1) / kLanes * kLanes),
-          terms_(width_),
-          counts_(width_),
-          padded_(width_),
+          lanes_(kLanes * kLanes),
+          counts_(kLanes),
+          padded_(num_classes_ + kLanes),
           odds_(n_),
           keys_(n_),
           anchors_(n_),
@@ -82,9 +96,10 @@ class MultiboxLoss {
           positive_(n_),
           mined_(n_),
           softmax_(num_classes_) {
-        for (int64_t i = 0; i < width_; ++i) {
-            counts_[i] = i > 0 && i < num_classes_ ? 1.0f : 0.0f;
-            padded_[i] = 0;
+        for (int64_t i = 0; i < kLanes * kLanes; ++i) lanes_[i] = 0;
+        for (int64_t i = 0; i < kLanes; ++i) {
+            counts_[i] = i < (num_classes_ - 1) % kLanes ? 1.0f : 0.0f;
+            padded_[num_classes_ + i] = 0;
         }
     }
 
@@ -138,19 +153,22 @@ class MultiboxLoss {
         return true;
     }
 
-    // A row's lanes are folded to four, and these of all rows together.
-    void sum_along_rows(const T* rows, int64_t count, bool last, float* sums) {
-        float quarters[4 * kLanes] = {};
+    // The lanes of all rows are stored before any are folded: else GCC folds each row's number by number.
+    void sum_along_rows(const T* rows, int64_t count, bool last, float* FASTSSD_RESTRICT sums) {
         for (int64_t r = 0; r < count; ++r) {
             const T* row = rows + r * num_classes_;
-            if (last && r + 1 == count) {  // the loops run past the end of the row
+            if (last && r + 1 == count) {  // its last block runs past the end of the row
                 std::memcpy(padded_.data(), row, static_cast<std::size_t>(num_classes_) * sizeof(T));
                 row = padded_.data();
             }
-            float lanes[kLanes];
-            lanes_of(row).store(lanes);
-            for (int64_t i = 0; i < 8; ++i) lanes[i] += lanes[i + 8];
-            for (int64_t i = 0; i < 4; ++i) quarters[4 * r + i] = lanes[i] + lanes[i + 4];
+            lanes_of(row).store(lanes_.data() + r * kLanes);
+        }
+        float quarters[4 * kLanes];
+        for (int64_t r = 0; r < kLanes; ++r) {
+            const float* const lanes = lanes_.data() + r * kLanes;
+            for (int64_t i = 0; i < 4; ++i) {
+                quarters[4 * r + i] = (lanes[i] + lanes[i + 8]) + (lanes[i + 4] + lanes[i + 12]);
+            }
         }
         for (int64_t r = 0; r < kLanes; ++r) {
             const float* const q = quarters + 4 * r;
@@ -158,16 +176,28 @@ class MultiboxLoss {
         }
     }
 
-    Lanes<float> lanes_of(const T* FASTSSD_RESTRICT row) {
-        const T background = row[0];
-        float* FASTSSD_RESTRICT const terms = terms_.data();
-        const float* FASTSSD_RESTRICT const counts = counts_.data();
-        // Two loops, because GCC does not make a minimum and a maximum of a number clamped on both sides.
-        for (int64_t i = 0; i < width_; ++i) terms[i] = smaller(static_cast<float>(row[i] - background), kRoughEnd);
-        for (int64_t i = 0; i < width_; ++i) terms[i] = rough_exp(terms[i]) * counts[i];
+    FASTSSD_INLINE Lanes<float> lanes_of(const T* row) const {
+        const Lanes<T> background(row[0]);
+        const auto terms = [&](int64_t column) {
+            const Lanes<T> distances = Lanes<T>(row + column) - background;
+            return as_floats(distances).each([](auto part) { return rough_exp(part); });
+        };
         Lanes<float> sums(0.0f);
-        for (int64_t begin = 0; begin < width_; begin += kLanes) sums = sums + Lanes<float>(terms + begin);
-        return sums;
+        int64_t column = 1;
+        for (; column + kLanes <= num_classes_; column += kLanes) sums = sums + terms(column);
+        return column < num_classes_ ? sums + terms(column) * Lanes<float>(counts_.data()) : sums;
+    }
+
+    static FASTSSD_INLINE Lanes<float> as_floats(const Lanes<T>& lanes) {
+        if constexpr (std::is_same_v<T, float>) {
+            return lanes;
+        } else {
+            T from[kLanes];
+            lanes.store(from);
+            float to[kLanes];
+            for (int64_t i = 0; i < kLanes; ++i) to[i] = static_cast<float>(from[i]);
+            return Lanes<float>(to);
+        }
     }
 
     // Rows that are shorter than the lanes stand side by side.
@@ -176,7 +206,7 @@ class MultiboxLoss {
             float terms[kLanes];
             for (int64_t i = 0; i < count; ++i) {
                 const T* const row = rows + i * num_classes_;
-                terms[i] = smaller(static_cast<float>(row[c] - row[0]), kRoughEnd);
+                terms[i] = static_cast<float>(row[c] - row[0]);
             }
             for (int64_t i = 0; i < count; ++i) sums[i] += rough_exp(terms[i]);
         }
@@ -228,8 +258,8 @@ class MultiboxLoss {
     const int64_t n_, num_classes_;
     const T* logits_ = nullptr;        // of the image
     const int64_t* labels_ = nullptr;  // of the image
-    const int64_t width_;              // of a row, up to the next multiple of kLanes
-    Buffer<float> terms_, counts_;     // counts_: 1 where a column is foreground, else 0
+    Buffer<float> lanes_;              // of kLanes rows
+    Buffer<float> counts_;             // of the lanes of a row's last block: 1, or 0 beyond the end of the row
     Buffer<T> padded_;
     Buffer<float> odds_;
     Buffer<int32_t> keys_;

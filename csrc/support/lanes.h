@@ -54,6 +54,14 @@ class Lanes {
         return any(mask);
     }
 
+    // fn of every part; a part is a vector of T or a number.
+    template <typename Fn>
+    FASTSSD_INLINE Lanes each(const Fn& fn) const {
+        Lanes result = *this;
+        for (Vector& part : result.parts_) part = fn(part);
+        return result;
+    }
+
     FASTSSD_INLINE T sum() const {
         return folded([](T a, T b) { return a + b; });
     }
