@@ -468,9 +468,8 @@ void multibox_cross_entropy(py::handle logits_, py::handle labels_, double neg_p
                 selected = output("selected", selected_, {images, num_anchors});
     with_float(logits, [&](auto zero) {
         using T = decltype(zero);
-        const MultiboxTask<T> task{logits.as<T>(),     labels.as<int64_t>(), num_anchors,
-                                   num_classes,        neg_pos_ratio,        min_negatives,
-                                   losses.as<double>(), selected.as<bool>()};
+        const MultiboxTask<T> task{logits.as<T>(), labels.as<int64_t>(), num_anchors,         num_classes,
+                                   neg_pos_ratio,  min_negatives,        losses.as<double>(), selected.as<bool>()};
         launch(images, static_cast<double>(num_anchors * (num_classes + 20)) * 0.4,
                [&](int64_t begin, int64_t end) { kernels->of(zero).multibox_cross_entropy(task, begin, end); });
     });
