@@ -59,7 +59,7 @@ def picture(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "eval", "predict", "explain", "info"])
+@pytest.mark.parametrize("command", ["demo", "train", "eval", "predict", "explain", "info", "benchmark"])
 def test_help_teaches(command):
     result = fastssd(command, "--help")
     assert result.exit_code == 0
@@ -97,6 +97,17 @@ app(["info"], standalone_mode=False)
 print(sorted({"torch", "lightning", "matplotlib", "PIL"} & set(sys.modules)), file=sys.stderr)
 """
         assert python(code).stderr.strip() == "[]"
+
+
+class TestBenchmark:
+    def test_measures_the_chosen_work(self):
+        result = json.loads(fastssd("benchmark", "--only", "nms 8,", "--seconds", "0.01", "--json").stdout)
+        assert {m["workload"] for m in result["measurements"]} == {"nms 8, crowded"}
+        assert all(m["seconds"] > 0 for m in result["measurements"])
+        assert result["environment"]["numpy"]
+
+    def test_unknown_work_is_a_usage_error(self):
+        assert fastssd("benchmark", "--only", "no such work").exit_code == 2
 
 
 def test_version():
