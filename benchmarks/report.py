@@ -181,7 +181,7 @@ def main() -> None:
         print(workload.name, flush=True)
         found.append(measure(workload, options.seconds))
     print("growth", flush=True)
-    plot(growth(options.largest), DOCS / "images" / "growth.png")
+    plot(growth(options.largest), DOCS / "growth.png")
 
     peers = ", ".join(f"{name} {version}" for name, version in machine["peers"].items() if version)
     text = [
@@ -203,7 +203,7 @@ def main() -> None:
         "",
         "## How the cost grows",
         "",
-        "![Time over size for nms, match_anchors and box_iou](images/growth.png)",
+        "![Time over size for nms, match_anchors and box_iou](growth.png)",
         "",
         "## Everybody",
         *detail(found),
