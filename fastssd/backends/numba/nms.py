@@ -100,15 +100,19 @@ def _exceeds(inter: Any, area1: Any, area2: Any, threshold: float, zero: Any) ->
 
 
 @jit
-def _excess(box: Any, x1: Float, y1: Float, x2: Float, y2: Float, bound: Float, most: Bits, zero: Any) -> None:
-    """Raise `most` to how far the intersection with the box is over the bound; it stays 0 where it is not.
+def _excess(
+    box: Any, name: Any, x1: Float, y1: Float, x2: Float, y2: Float, bound: Float, most: Bits, zero: Any
+) -> None:
+    """Raise `most` to how far the intersection with the box is over the bound; it stays negative where it is not.
 
-    As integers, for a maximum of floats becomes a masked store, which is slow on some processors.
+    As integers, with the box's name (under BLOCK) in the low bits: so they tell who suppresses, and a maximum of floats
+    would become a masked store, which is slow on some processors.
     """
     ax1, ay1, ax2, ay2, a_bound = box
+    kind = most.dtype.type
     for j in range(len(x1)):
         over = overlap(ax1, ay1, ax2, ay2, x1[j], y1[j], x2[j], y2[j], zero) - (a_bound + bound[j])
-        most[j] = max(most[j], bits_of(over))
+        most[j] = max(most[j], kind(kind(kind(bits_of(over) - 1) & ~(BLOCK - 1)) | name))
 
 
 @jit
@@ -141,11 +145,21 @@ def _blocks(live: Float, ranks: Places, start: int, count: int, threshold: float
             kept[ranks[i]] = True
             for row in range(6):
                 best[row, found] = live[row, i]
-            most[:BLOCK] = 0
+            most[:BLOCK] = -1
             box = x1[i], y1[i], x2[i], y2[i], bound[i]
-            _excess(box, x1[i:middle], y1[i:middle], x2[i:middle], y2[i:middle], bound[i:middle], most, zero)
+            _excess(
+                box,
+                most.dtype.type(0),
+                x1[i:middle],
+                y1[i:middle],
+                x2[i:middle],
+                y2[i:middle],
+                bound[i:middle],
+                most,
+                zero,
+            )
             for j in range(i + 1, middle):
-                if most[j - i] > 0 and not dead[j - start]:
+                if most[j - i] >= 0 and not dead[j - start]:
                     inter = overlap(x1[i], y1[i], x2[i], y2[i], x1[j], y1[j], x2[j], y2[j], zero)
                     dead[j - start] = _exceeds(inter, area[i], area[j], threshold, zero)
             found += 1
@@ -153,13 +167,28 @@ def _blocks(live: Float, ranks: Places, start: int, count: int, threshold: float
         to = start
         for low in range(middle, end, TILE):
             high = min(low + TILE, end)
-            most[:] = 0
+            most[:] = -1
             for k in range(found):
                 box = best[0, k], best[1, k], best[2, k], best[3, k], best[5, k]
-                _excess(box, x1[low:high], y1[low:high], x2[low:high], y2[low:high], bound[low:high], most, zero)
+                _excess(
+                    box,
+                    most.dtype.type(k),
+                    x1[low:high],
+                    y1[low:high],
+                    x2[low:high],
+                    y2[low:high],
+                    bound[low:high],
+                    most,
+                    zero,
+                )
             for i in range(low, high):
-                if most[i - low] > 0 and _is_suppressed(live, i, best, found, threshold, zero):
-                    continue
+                if most[i - low] >= 0:
+                    k = most[i - low] & (BLOCK - 1)
+                    inter = overlap(best[0, k], best[1, k], best[2, k], best[3, k], x1[i], y1[i], x2[i], y2[i], zero)
+                    if _exceeds(inter, best[4, k], area[i], threshold, zero) or _is_suppressed(
+                        live, i, best, found, threshold, zero
+                    ):
+                        continue
                 x1[to], y1[to], x2[to], y2[to], area[to], bound[to] = x1[i], y1[i], x2[i], y2[i], area[i], bound[i]
                 ranks[to] = ranks[i]
                 to += 1
@@ -401,12 +430,16 @@ def _soften(
 
 
 def _large_group(live: Float, ranks: Places, start: int, stop: int, threshold: float, kept: Bool) -> None:
-    levels, origin = _plan(live, start, stop, max(threshold, LEAST_THRESHOLD))
-    if threshold < LEAST_THRESHOLD or len(levels) == 0:
-        left = stop - start
+    # In a crowd the first blocks fell most boxes, for less than the grid would take. If one does not, few will.
+    left, before = stop - start, np.inf
+    while FEW < left < before / 2:
+        before, left = left, _blocks(live, ranks, start, left, threshold, kept, 1)
+    levels, origin = _plan(live, start, start + left, max(threshold, LEAST_THRESHOLD))
+    if left <= FEW or threshold < LEAST_THRESHOLD or len(levels) == 0:
         while left:
             left = _blocks(live, ranks, start, left, threshold, kept, WORK)
         return
+    stop = start + left
     integer = np.int32 if live.itemsize == 4 else np.int64
     heads = np.full(int(levels[-1, 4]) + 1, -1, np.int32)
     nodes = np.empty((4 * (stop - start), 8), integer)  # the system gives only what is written to
