@@ -18,7 +18,6 @@ import fastssd
 from fastssd.benchmark.peers import Implementation, TooLarge, agree, implementations
 from fastssd.benchmark.workloads import Workload
 
-
 SLOW = 0.5  # seconds: three turns are enough for a call that takes longer
 
 
