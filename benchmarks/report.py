@@ -173,13 +173,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=0.6, help="for each implementation of each workload")
     parser.add_argument("--largest", type=int, default=1_000_000, help="boxes in the largest nms")
+    parser.add_argument("--without", default="-", help="leave out workloads whose name has this in it")
     options = parser.parse_args()
 
     machine = environment()
     found = []
     for workload in workloads():
-        print(workload.name, flush=True)
-        found.append(measure(workload, options.seconds))
+        if options.without not in workload.name:
+            print(workload.name, flush=True)
+            found.append(measure(workload, options.seconds))
     print("growth", flush=True)
     plot(growth(options.largest), DOCS / "growth.png")
 
