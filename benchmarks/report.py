@@ -185,6 +185,7 @@ def main() -> None:
     print("growth", flush=True)
     plot(growth(options.largest), DOCS / "growth.png")
 
+    left_out = [workload.name for workload in workloads() if options.without in workload.name]
     peers = ", ".join(f"{name} {version}" for name, version in machine["peers"].items() if version)
     text = [
         "# Benchmarks",
@@ -199,6 +200,7 @@ def main() -> None:
         *HEAD,
         *rows(found),
         "",
+        *([f"Left out of this run: {', '.join(left_out)}.", ""] if left_out else []),
         "Numba is timed after its first call, which compiles:",
         "",
         *compile_times(),
