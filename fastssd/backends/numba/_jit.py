@@ -11,9 +11,10 @@ import numba
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
-# Numba takes cached code for fresh as long as the file of the kernel is unchanged, but kernels call helpers in other
-# files. So the stamp of each is that of all.
-_STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).digest()
+# Numba takes cached code for fresh as long as the file of the kernel is unchanged, but kernels call helpers and contain
+# constants of other files. So the stamp of each is that of all backends.
+_SOURCES = sorted(Path(__file__).parents[1].rglob("*.py"))
+_STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).digest()
 
 
 def jit(function: Function) -> Function:

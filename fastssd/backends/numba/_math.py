@@ -118,6 +118,27 @@ def _falling_keys(values: Any) -> Callable[[Any], Any]:
     return keys32 if values.dtype == types.float32 else keys64
 
 
+@jit
+def softmax_terms(logits: Any, terms: Any) -> Any:
+    """exp(logits - largest) to `terms`; returns the largest and the sum of the terms, added up as NumPy does."""
+    classes, highest = len(logits), ordered(logits[0])
+    for c in range(1, classes):
+        highest = max(highest, ordered(logits[c]))
+    largest = value_of(highest)
+    for c in range(classes):
+        terms[c] = exp(logits[c] - largest)
+    total, done = terms.dtype.type(0), classes // 8 * 8
+    if done:
+        t0, t1, t2, t3, t4, t5, t6, t7 = terms[0], terms[1], terms[2], terms[3], terms[4], terms[5], terms[6], terms[7]
+        for k in range(1, classes // 8):
+            t0, t1, t2, t3 = t0 + terms[8 * k], t1 + terms[8 * k + 1], t2 + terms[8 * k + 2], t3 + terms[8 * k + 3]
+            t4, t5, t6, t7 = t4 + terms[8 * k + 4], t5 + terms[8 * k + 5], t6 + terms[8 * k + 6], t7 + terms[8 * k + 7]
+        total = ((t0 + t1) + (t2 + t3)) + ((t4 + t5) + (t6 + t7))
+    for c in range(done, classes):
+        total = total + terms[c]
+    return largest, total
+
+
 def round_down(threshold: float, dtype: np.dtype[Any]) -> Any:
     """The largest float of `dtype` that is not above `threshold`: a float exceeds one iff it exceeds the other."""
     near = dtype.type(threshold)

@@ -9,27 +9,10 @@ from numpy.typing import NDArray
 
 from fastssd.backends import Bool, Float, Int
 from fastssd.backends.numba._jit import jit
-from fastssd.backends.numba._math import exp, ordered, value_of
+from fastssd.backends.numba._math import softmax_terms
 from fastssd.backends.numba.mining import mine_hard_negatives
 
 LOGITS = 1 << 22  # so many take some 20 ms; in between Python sees Ctrl-C, which a kernel does not
-
-
-@jit
-def _softmax(row: Float, values: Float) -> tuple[Any, Any]:
-    """exp(row - most) to `values`, which has room up to a multiple of four; returns most and the sum of the values."""
-    highest = ordered(row[0])
-    for c in range(1, len(row)):
-        highest = max(highest, ordered(row[c]))
-    most = value_of(highest)
-    for c in range(len(row)):
-        values[c] = exp(row[c] - most)
-    for c in range(len(row), len(values)):
-        values[c] = 0
-    p = q = r = s = values.dtype.type(0)  # apart, so that each addition need not wait for the one before
-    for c in range(len(values) // 4):
-        p, q, r, s = p + values[4 * c], q + values[4 * c + 1], r + values[4 * c + 2], s + values[4 * c + 3]
-    return most, (p + q) + (r + s)
 
 
 @jit
@@ -37,7 +20,7 @@ def _losses(logits: Float, labels: Int, values: Float, of_label: Float, of_backg
     """logits [N, C], labels [N]; values is scratch; of_background is -inf where the label is -1."""
     for a in range(len(labels)):
         row = logits[a]
-        most, total = _softmax(row, values)
+        most, total = softmax_terms(row, values)
         log_total = np.log(total)
         of_label[a] = log_total - (row[max(labels[a], 0)] - most)
         of_background[a] = -np.inf if labels[a] < 0 else log_total - (row[0] - most)
@@ -59,7 +42,7 @@ def _gradient(logits: Float, labels: Int, selected: Bool, scale: Any, values: Fl
         if not selected[a]:
             out[a] = 0
             continue
-        _, total = _softmax(logits[a], values)
+        _, total = softmax_terms(logits[a], values)
         for c in range(out.shape[1]):
             out[a, c] = values[c] / total
         out[a, labels[a]] -= out.dtype.type(1)
@@ -72,7 +55,7 @@ def multibox_cross_entropy(
 ) -> None:
     rows, classes = logits.reshape(-1, logits.shape[2]), labels.reshape(-1)
     of_label, of_background = np.empty(labels.shape, logits.dtype), np.empty(labels.shape, logits.dtype)
-    values, step = np.empty((logits.shape[2] + 3) // 4 * 4, logits.dtype), max(1, LOGITS // logits.shape[2])
+    values, step = np.empty(logits.shape[2], logits.dtype), max(1, LOGITS // logits.shape[2])
     for first in range(0, len(classes), step):
         part = slice(first, first + step)
         _losses(rows[part], classes[part], values, of_label.reshape(-1)[part], of_background.reshape(-1)[part])
@@ -86,7 +69,7 @@ def multibox_cross_entropy(
 def multibox_cross_entropy_gradient(logits: Float, labels: Int, selected: Bool, scale: float, out: Float) -> None:
     rows, to = logits.reshape(-1, logits.shape[2]), out.reshape(-1, logits.shape[2])
     classes, chosen = labels.reshape(-1), selected.reshape(-1)
-    values, step = np.empty((logits.shape[2] + 3) // 4 * 4, logits.dtype), max(1, LOGITS // logits.shape[2])
+    values, step = np.empty(logits.shape[2], logits.dtype), max(1, LOGITS // logits.shape[2])
     factor = np.array([scale], logits.dtype)
     for first in range(0, len(classes), step):
         part = slice(first, first + step)

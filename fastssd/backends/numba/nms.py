@@ -38,7 +38,7 @@ WORK = 1 << 25  # so many pairs take some 10 ms; in between Python sees Ctrl-C, 
 
 
 @jit
-def in_order(boxes: Float, scores: Float) -> Places:
+def _by_score(boxes: Float, scores: Float) -> Places:
     """Indices of the boxes that take part, best first."""
     flat, zero = boxes.reshape(-1), boxes.dtype.type(0)
     order, usable, found = np.empty(len(boxes), np.int32), np.empty(len(boxes), scores.dtype), 0
@@ -469,7 +469,7 @@ def _suppress(boxes: Float, order: Places, ranks: Places, starts: Int, iou_thres
 
 @jit
 def _nms_of_few(boxes: Float, scores: Float, iou_threshold: float, share: float, keep: Int) -> int:
-    order = in_order(boxes, scores)
+    order = _by_score(boxes, scores)
     ranks, kept = np.arange(len(order)).astype(np.int32), np.zeros(len(order), np.bool_)
     live = _gather(boxes, order, ranks, share)
     _blocks(live, ranks, np.int64(0), len(order), iou_threshold, kept, np.int64(WORK))
@@ -479,13 +479,13 @@ def _nms_of_few(boxes: Float, scores: Float, iou_threshold: float, share: float,
 def nms(boxes: Float, scores: Float, iou_threshold: float, keep: Int) -> int:
     if len(boxes) <= FEW:
         return _nms_of_few(boxes, scores, iou_threshold, _share(iou_threshold), keep)
-    order = in_order(boxes, scores)
+    order = _by_score(boxes, scores)
     ranks = np.arange(len(order), dtype=np.int32)
     return _suppress(boxes, order, ranks, np.array([0, len(order)]), iou_threshold, keep)
 
 
 def batched_nms(boxes: Float, scores: Float, idxs: Int, iou_threshold: float, keep: Int) -> int:
-    order = in_order(boxes, scores)
+    order = _by_score(boxes, scores)
     return _suppress(boxes, order, *_by_group(idxs, order), iou_threshold, keep)
 
 
@@ -500,7 +500,8 @@ def soft_nms(
     kept_scores: Float,
 ) -> int:
     linear, dtype = method == SOFT_NMS_METHODS["linear"], boxes.dtype
-    limits = round_down(iou_threshold, dtype), dtype.type(sigma), round_down(score_threshold, dtype)
+    with np.errstate(over="ignore"):
+        limits = round_down(iou_threshold, dtype), dtype.type(sigma), round_down(score_threshold, dtype)
     live, current, index = _usable(boxes, scores, limits[2])
     count, left = 0, len(current)
     while left:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastssd.backends import ACTIVATIONS, Float, Int
 from fastssd.backends.numba._jit import jit
-from fastssd.backends.numba._math import exp, falling_keys, ordered, round_down, value_of
+from fastssd.backends.numba._math import exp, falling_keys, ordered, round_down, softmax_terms, value_of
 from fastssd.backends.numba._sort import sort_by
 from fastssd.backends.numba.boxes import area_of, clip
 from fastssd.backends.numba.coding import decode, row
@@ -31,22 +31,6 @@ LOGITS = 1 << 22  # so many take some 10 ms; in between Python sees Ctrl-C, whic
 
 
 @jit
-def _softmax(logits: Float, largest: Any, scores: Float) -> None:
-    """Scores of one row of logits; `scores` has room up to a multiple of four."""
-    classes = len(logits)
-    for j in range(classes):
-        scores[j] = exp(logits[j] - largest)
-    for j in range(classes, len(scores)):
-        scores[j] = 0
-    a = b = c = d = scores.dtype.type(0)  # apart, so that each addition need not wait for the one before
-    for j in range(len(scores) // 4):
-        a, b, c, d = a + scores[4 * j], b + scores[4 * j + 1], c + scores[4 * j + 2], d + scores[4 * j + 3]
-    total = (a + b) + (c + d)
-    for j in range(classes):
-        scores[j] = scores[j] / total
-
-
-@jit
 def _candidates(
     logits: Float, activation: int, limit: Any, least: Any, scores: Float, labels: Places, anchors: Places
 ) -> int:
@@ -58,7 +42,7 @@ def _candidates(
     if classes == 1:
         return found
     one, zero = kind(1), kind(0)
-    row_scores = np.empty((classes + 3) // 4 * 4, logits.dtype)
+    row_scores = np.empty(classes, logits.dtype)
     for anchor in range(len(logits)):
         row_logits = logits[anchor]
         highest = ordered(row_logits[1])
@@ -68,7 +52,9 @@ def _candidates(
         if largest - (row_logits[0] if activation == SOFTMAX else zero) < least:
             continue
         if activation == SOFTMAX:
-            _softmax(row_logits, max(largest, row_logits[0]), row_scores)
+            _, total = softmax_terms(row_logits, row_scores)
+            for j in range(1, classes):
+                row_scores[j] = row_scores[j] / total
         elif activation == SIGMOID:
             for j in range(classes):
                 row_scores[j] = one / (one + exp(-row_logits[j]))
