@@ -524,8 +524,8 @@ def _quiet_lightning() -> Iterator[None]:
 def _keep_freed_memory() -> None:
     """Have the C library keep large blocks that were freed, for the next step.
 
-    By default glibc gives each activation back to the system and gets it anew, page by page and zeroed, at every step;
-    that was a third of a step's time. Elsewhere than on glibc nothing is done.
+    By default glibc gives each activation back to the system and gets it anew, page by page and zeroed, at every step.
+    Elsewhere than on glibc nothing is done.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
