@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastssd.training.augment import Augment
     from fastssd.training.checkpoint import CheckpointError, CheckpointInfo, load_checkpoint
+    from fastssd.training.config import TrainConfig
     from fastssd.training.metrics import GroundTruth, coco_metrics
     from fastssd.training.module import NonFiniteLossError
-    from fastssd.training.run import RunResult, TrainConfig, evaluate, new_run_dir, train
+    from fastssd.training.run import RunResult, evaluate, new_run_dir, train
 
 _LAZY = {
     "Augment": "augment",
@@ -24,7 +25,7 @@ _LAZY = {
     "coco_metrics": "metrics",
     "NonFiniteLossError": "module",
     "RunResult": "run",
-    "TrainConfig": "run",
+    "TrainConfig": "config",
     "evaluate": "run",
     "new_run_dir": "run",
     "train": "run",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import lightning.pytorch as L
 import torch
@@ -19,11 +19,9 @@ from fastssd.detection.postprocess import ImageDetections, detect_batch
 from fastssd.detection.preprocess import to_input
 from fastssd.ops.matching import Targets
 from fastssd.training.checkpoint import KEY, CheckpointInfo
+from fastssd.training.config import TrainConfig
 from fastssd.training.datasets import EpochSampler, EvalBatch, Resized, TrainBatch, eval_loader, train_loader
 from fastssd.training.metrics import MAX_DETECTIONS, GroundTruth, coco_metrics
-
-if TYPE_CHECKING:
-    from fastssd.training.run import TrainConfig
 
 
 class NonFiniteLossError(RuntimeError):

@@ -1,0 +1,120 @@
+"""All choices of a training run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from fastssd.detection.criterion import Criterion
+from fastssd.detection.models import MODELS, Preset
+from fastssd.training.augment import Augment
+
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("cosine", "constant")
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All choices of a run. It is written to the run folder and into every checkpoint.
+
+    Attributes:
+        model: a key of :data:`fastssd.detection.MODELS`.
+        preset: anchors and input size; None for the model's own.
+        epochs: passes over the training set.
+        batch_size: pictures a step, in each process.
+        optimizer: ``"adamw"`` or ``"sgd"`` (with Nesterov's momentum).
+        lr: the highest learning rate.
+        momentum: of SGD.
+        weight_decay: on weights, not on biases and normalisation.
+        schedule: after the warm-up, ``"cosine"`` down to zero or ``"constant"``.
+        warmup: the part of all steps in which the learning rate rises from zero; 0.3 and cosine are called one-cycle.
+        gradient_clip: largest norm of the gradient; 0 for no limit.
+        criterion: the losses.
+        augment: the changes of training pictures.
+        seed: decides initial weights, order and augmentation.
+        eval_every: epochs between two evaluations.
+        early_stop: evaluations without a better AP50 after which the run ends; 0 for never.
+        score_threshold, nms_threshold: of the detections that are evaluated.
+        precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+        accelerator, devices, num_nodes, strategy: as Lightning's Trainer takes them.
+        num_workers: processes that read pictures; None chooses.
+        cache: keep resized pictures in memory; None: if they fit.
+    """
+
+    model: str = "tinyssd"
+    preset: Preset | None = None
+    epochs: int = 60
+    batch_size: int = 16
+    optimizer: str = "adamw"
+    lr: float = 2e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.01
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    gradient_clip: float = 10.0
+    criterion: Criterion = field(default_factory=Criterion)
+    augment: Augment = field(default_factory=Augment)
+    seed: int = 0
+    eval_every: int = 1
+    early_stop: int = 0
+    score_threshold: float = 0.01
+    nms_threshold: float = 0.45
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    num_workers: int | None = None
+    cache: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("model", tuple(MODELS)),
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("precision", tuple(AUTOCAST)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("eval_every", 1), ("early_stop", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.eval_every > self.epochs:
+            raise ValueError(f"eval_every: expected at most epochs {self.epochs}, got {self.eval_every}")
+        if not (self.lr > 0 and 0 <= self.warmup < 1):
+            raise ValueError(f"lr, warmup: expected lr > 0 and warmup in [0, 1), got {self.lr} and {self.warmup}")
+
+    def lr_factor(self, step: int, total: int) -> float:
+        """The learning rate of a step as a part of the highest."""
+        warm = self.warmup * total
+        if step < warm:
+            return (step + 1) / (math.floor(warm) + 1)
+        if self.schedule == "constant":
+            return 1.0
+        return (1 + math.cos(math.pi * min((step - warm) / max(total - warm, 1), 1))) / 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; :meth:`from_dict` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """
+        Raises:
+            ValueError: a value is out of range, or a name is not one of a configuration's.
+        """
+        given = dict(values)
+        try:
+            for name, kind in (("criterion", Criterion), ("augment", Augment)):
+                if isinstance(given.get(name), Mapping):
+                    given[name] = kind(**given[name])
+            if isinstance(given.get("preset"), Mapping):
+                given["preset"] = Preset.from_dict(given["preset"])
+            return cls(**given)
+        except TypeError as error:
+            raise ValueError(f"not a training configuration: {error}") from None

@@ -1,0 +1,75 @@
+"""Ending a run at a signal: after the step at hand, with a checkpoint that resumes at that very step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as L
+
+
+class Stopped(Exception):
+    """Unwinds Lightning's loops after a signal."""
+
+
+class StopSignal:
+    """Remembers the first SIGINT or SIGTERM; a second one interrupts at once."""
+
+    signal: int | None = None
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signum
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")
+
+    def install(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, self)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopSignal]:
+    """The signal of a run, not installed yet; afterwards the handlers are those of before."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield StopSignal()
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+class StopAfterStep(L.Callback):
+    """Ends the run with a checkpoint once a signal has come, in all processes after the same step."""
+
+    def __init__(self, folder: Path, stop: StopSignal) -> None:
+        self.folder = folder
+        self.stop = stop
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.stop.install()  # here, because Lightning has put its own handlers in place just before
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        # After an epoch's last batch the end of the epoch is near, which is the better place to resume from.
+        if self._asked(trainer) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+            raise Stopped
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._asked(trainer):
+            raise Stopped
+
+    def _asked(self, trainer: L.Trainer) -> bool:
+        asked = self.stop.signal is not None
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+            self.stop.signal = self.stop.signal or (signal.SIGTERM if asked else None)
+        return asked

@@ -1,0 +1,125 @@
+"""Lightning's trainer as our runs want it: whole checkpoints, our progress bar and logs, none of its hints."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from fastssd.training import report
+from fastssd.training.checkpoint import read_checkpoint, save_checkpoint
+from fastssd.training.config import TrainConfig
+from fastssd.training.module import DetectorModule
+
+
+class _AtomicCheckpointIO(CheckpointIO):
+    """Lightning's way to the disk: whole files only, and nothing pickled is ever executed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save_checkpoint(checkpoint, path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class CheckpointKeeper(Checkpoint):
+    """After each epoch, the best checkpoint if this is it, then the last: a kill in between repeats the epoch, no more.
+
+    Not Lightning's ModelCheckpoint: that one forgets what was best when a run folder was moved.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DetectorModule)
+        if pl_module.improved:
+            trainer.save_checkpoint(self.folder / "checkpoints" / "best.ckpt")
+        trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+        if trainer.is_global_zero:
+            report.write_metrics(self.folder, pl_module.history, pl_module.best, pl_module.clock.report())
+
+
+class _ProgressBar(RichProgressBar):
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Loss and AP50, without the number of the logs' folder."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+
+def make_trainer(
+    config: TrainConfig, folder: Path, callbacks: list[Any], progress: bool, report_line: Callable[[str], None]
+) -> L.Trainer:
+    if config.early_stop:
+        callbacks = [*callbacks, EarlyStopping("AP50", mode="max", patience=config.early_stop)]
+    if progress:
+        callbacks = [*callbacks, _ProgressBar() if importlib.util.find_spec("rich") else TQDMProgressBar()]
+    csv = CSVLogger(folder, name="logs")
+    loggers: list[Logger] = [csv]
+    if importlib.util.find_spec("tensorboard"):
+        loggers.append(TensorBoardLogger(folder, name="logs", version=csv.version))
+    else:
+        report_line("no TensorBoard logs: tensorboard is missing; install it with: pip install 'fastssd[train]'")
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        precision=config.precision,  # type: ignore[arg-type]
+        max_epochs=config.epochs,
+        check_val_every_n_epoch=config.eval_every,
+        gradient_clip_val=config.gradient_clip or None,
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[_AtomicCheckpointIO()],
+        default_root_dir=folder,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+    )
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's hints: that there are no workers (pictures are in memory), tips, what the hardware is."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning")
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep large blocks that were freed, for the next step.
+
+    By default glibc gives each activation back to the system and gets it anew, page by page and zeroed, at every step.
+    Elsewhere than on glibc nothing is done.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, mmap_max = -1, -4  # malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
