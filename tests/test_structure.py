@@ -17,10 +17,10 @@ PACKAGE = Path(fastssd.__file__).parent
 # A layer may import those after it, and itself. What stands in one tuple stands side by side.
 LAYERS = [
     ("cli", "__main__"),
-    ("training", "compat", "benchmark"),
+    ("training", "compat", "deploy", "benchmark"),
     ("detection", "explain", "data"),
     ("ops",),
-    ("_config",),
+    ("_config", "_image"),
     ("backends",),
     ("_C",),
 ]

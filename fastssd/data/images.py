@@ -52,12 +52,35 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
             ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says.
     """
     try:
-        with open(path, "rb") as file, _open(_Whole(file.read())) as image:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise _as_data_error(path, error) from error
+    return decode_image(data, path)
+
+
+def decode_image(data: bytes, name: str | os.PathLike[str] = "picture") -> NDArray[np.uint8]:
+    """What :func:`read_image` gives for a file with this content; errors call it `name`."""
+    try:
+        with _open(_Whole(data)) as image:
             upright = _UPRIGHT.get(_orientation(image))
             image.load()
             return _rgb(image if upright is None else image.transpose(upright))
     except Exception as error:
-        raise _as_data_error(path, error) from error
+        raise _as_data_error(name, error) from error
+
+
+def rgb_image(image: Image.Image, name: str = "picture") -> NDArray[np.uint8]:
+    """The pixels of a Pillow image as :func:`read_image` gives them, but as they lie: it is not turned upright.
+
+    Raises:
+        DataError: its file is truncated, or its pixel type has no defined range.
+    """
+    try:
+        _check(image)
+        return _rgb(image)
+    except Exception as error:
+        raise _as_data_error(name, error) from error
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -93,13 +116,17 @@ class _Whole(io.BytesIO):
 
 def _open(file: IO[bytes]) -> Image.Image:
     image = Image.open(file, formats=_FORMATS)
+    _check(image)
+    return image
+
+
+def _check(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS} (fastssd.data.images.MAX_PIXELS)")
     # Pillow has called a 16-bit greyscale "I" too, which otherwise is 32-bit.
     if image.mode not in _MODES and not (image.mode == "I" and image.format in ("PNG", "PPM")):
         raise ValueError(f"pixel type {image.mode!r} has no defined range; convert the picture to 8-bit RGB")
-    return image
 
 
 def _orientation(image: Image.Image) -> int:
