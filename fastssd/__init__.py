@@ -14,7 +14,7 @@ from fastssd._config import set_num_threads, show_config
 from fastssd.backends import use_backend
 
 if TYPE_CHECKING:
-    from fastssd.detection import SSD, Criterion, Preset, TinySSD, detect
+    from fastssd.detection import SSD, Criterion, Preset, TargetCollate, TinySSD, detect
     from fastssd.training import load_checkpoint
 
     __version__: str
@@ -25,6 +25,7 @@ _LAZY = {
     "SSD": "fastssd.detection",
     "Preset": "fastssd.detection",
     "Criterion": "fastssd.detection",
+    "TargetCollate": "fastssd.detection",
     "detect": "fastssd.detection",
     "load_checkpoint": "fastssd.training",
 }
@@ -33,6 +34,7 @@ __all__ = [
     "SSD",
     "Criterion",
     "Preset",
+    "TargetCollate",
     "TinySSD",
     "__version__",
     "detect",

@@ -4,7 +4,7 @@ Import them in place of the chapter's cells, or call :func:`patch` once, and ``d
 the package ``d2l`` are these. They take and return torch tensors, on the device they came from.
 
 The results are those of package d2l 1.0.3, element for element, and differentiable where those are. Exceptions, where
-the chapter's code goes astray:
+the chapter's code goes astray or leaves the answer open:
 
 - A label's anchor is found at any size. The chapter divides indices in float32, which goes wrong where anchors times
   ground truths exceed 2**24: 2 042 040 anchors, one section earlier, and 9 boxes.

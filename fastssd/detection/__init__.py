@@ -7,6 +7,7 @@ try:
 except ImportError as error:
     raise ImportError("fastssd.detection needs torch; install it with: pip install 'fastssd[torch]'") from error
 
+from fastssd.detection.collate import TargetBatch, TargetCollate
 from fastssd.detection.criterion import Criterion, Losses
 from fastssd.detection.models import MODELS, SSD, TINYSSD, Preset, TinySSD, build_model
 from fastssd.detection.postprocess import ImageDetections, detect, detect_batch
@@ -19,6 +20,8 @@ __all__ = [
     "ImageDetections",
     "Losses",
     "Preset",
+    "TargetBatch",
+    "TargetCollate",
     "TinySSD",
     "build_model",
     "detect",

@@ -1,0 +1,184 @@
+"""Matching in the DataLoader: pictures and ground truth become a batch that has its targets already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from fastssd.ops import _face as face
+from fastssd.ops import assign_targets
+from fastssd.ops.matching import Targets
+
+
+class TargetBatch(NamedTuple):
+    """What a :class:`TargetCollate` makes of B samples."""
+
+    images: Tensor
+    """[B, ...], the samples' pictures stacked, as they were."""
+    targets: Targets
+    """labels int64 [B, A], deltas [B, A, 4] and gt_idx int64 [B, A]: what a :class:`Criterion` takes."""
+    image_ids: list[Any]
+    """The samples' ``image_id``; the place in the batch where a sample has none."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> TargetBatch:
+        """The batch with its tensors on `device`."""
+        targets = Targets(*(part.to(device, non_blocking=non_blocking) for part in self.targets))
+        return TargetBatch(self.images.to(device, non_blocking=non_blocking), targets, self.image_ids)
+
+
+class TargetCollate:
+    """A ``collate_fn`` that matches: the workers of the DataLoader make labels and deltas of every anchor, so that the
+    training step, on whatever device, only mines and sums.
+
+    It pickles, so workers may be forked or spawned. What the kernels know about the anchors they find out once in each
+    process. A sample is one of
+
+    - ``(image, {"boxes": ..., "labels": ...})``, as torchvision's detectors take it,
+    - ``(image, boxes, labels)``,
+    - ``{"image": ..., "boxes": ..., "labels": ...}``,
+    - an object with these attributes, such as :class:`fastssd.data.Sample`; its ``difficult`` boxes are left out.
+
+    An image is a tensor [C, H, W] or a NumPy array [H, W, C], all of a batch the same shape. Boxes are [G, 4] xyxy,
+    labels integers [G] from 1; G may be 0.
+
+    Args:
+        anchors: [A, 4] xyxy, array or tensor.
+        iou_threshold, background_threshold, force_match, variances: as in :func:`fastssd.ops.assign_targets`.
+        boxes_in_pixels: the boxes are in pixels of their image and the anchors fractions of it; False: both are in the
+            same unit.
+        num_classes: foreground classes, if a larger label shall be an error here, where its picture is known.
+
+    Raises:
+        TypeError, ValueError: anchors or options that :func:`fastssd.ops.assign_targets` refuses; when called, a sample
+            that is none of these, images of different shapes, and a box or label that cannot be learnt. The message
+            names the picture and the box.
+
+    Example:
+        >>> loader = DataLoader(dataset, batch_size=32, num_workers=4, collate_fn=TargetCollate(anchors))
+        >>> for images, targets, _ in loader: loss = criterion(*model(images), targets).total
+    """
+
+    def __init__(
+        self,
+        anchors: Any,
+        *,
+        iou_threshold: float = 0.5,
+        background_threshold: float | None = None,
+        force_match: str = "bipartite",
+        variances: tuple[float, float] = (0.1, 0.2),
+        boxes_in_pixels: bool = False,
+        num_classes: int | None = None,
+    ) -> None:
+        self.anchors: NDArray[Any] = np.array(face.to_numpy("anchors", anchors))
+        self.options: dict[str, Any] = {
+            "iou_threshold": iou_threshold,
+            "background_threshold": background_threshold,
+            "force_match": force_match,
+            "variances": variances,
+        }
+        self.boxes_in_pixels = boxes_in_pixels
+        self.num_classes = None if num_classes is None else face.count("num_classes", num_classes, 1)
+        # Raises on bad arguments now instead of in a worker; forked workers find the anchors prepared.
+        assign_targets(self.anchors, np.empty((0, 4), np.float32), np.empty(0, np.int64), **self.options)
+
+    def __call__(self, samples: Sequence[Any]) -> TargetBatch:
+        images, all_boxes, all_labels, ids = [], [], [], []
+        for place, sample in enumerate(samples):
+            image, boxes, labels, image_id = _parts(place, sample)
+            where = f"picture {place} of the batch" + ("" if image_id is None else f" ({image_id})")
+            _check_image(where, image, images[0] if images else image)
+            boxes, labels = _boxes_and_labels(where, boxes, labels)
+            difficult = getattr(sample, "difficult", None)
+            if difficult is not None:
+                keep = ~face.to_numpy(f"{where}: difficult", difficult).astype(bool)
+                boxes, labels = boxes[keep], labels[keep]
+            self._check_learnable(where, boxes, labels)
+            if self.boxes_in_pixels:
+                height, width = image.shape[-2:] if isinstance(image, Tensor) else image.shape[:2]
+                boxes = boxes / np.array([width, height, width, height], boxes.dtype)
+            images.append(image)
+            all_boxes.append(boxes)
+            all_labels.append(labels)
+            ids.append(place if image_id is None else image_id)
+        if not images:
+            raise ValueError("samples: expected at least one, got none")
+        targets = assign_targets(self.anchors, all_boxes, all_labels, **self.options)
+        return TargetBatch(_stack(images), Targets(*map(torch.from_numpy, targets)), ids)
+
+    def _check_learnable(self, where: str, boxes: NDArray[Any], labels: NDArray[np.int64]) -> None:
+        top = np.iinfo(np.int64).max if self.num_classes is None else self.num_classes
+        with np.errstate(invalid="ignore"):  # NaN and infinities are what is looked for
+            wrong = {
+                "is not finite": ~np.isfinite(boxes).all(1),
+                "has no positive extent": ~(boxes[:, 2:] > boxes[:, :2]).all(1),
+                f"has a label outside [1, {'...' if self.num_classes is None else top}]": (labels < 1) | (labels > top),
+            }
+        for what, rows in wrong.items():
+            if rows.any():
+                row = int(rows.argmax())
+                label = f", label {labels[row]}" if "label" in what else ""
+                raise ValueError(f"{where}: box {row} {what}: {boxes[row].tolist()}{label}")
+
+
+def _parts(place: int, sample: Any) -> tuple[Any, Any, Any, Any]:
+    """Image, boxes, labels and image_id (or None) of a sample."""
+    if hasattr(sample, "image") and hasattr(sample, "boxes") and hasattr(sample, "labels"):
+        return sample.image, sample.boxes, sample.labels, getattr(sample, "image_id", None)
+    if isinstance(sample, Mapping):
+        sample = (sample.get("image"), sample)
+    if isinstance(sample, tuple | list) and len(sample) == 2 and isinstance(sample[1], Mapping):
+        image, target = sample
+        missing = [name for name in ("boxes", "labels") if name not in target]
+        if image is not None and not missing:
+            image_id = target.get("image_id")
+            return image, target["boxes"], target["labels"], image_id.item() if _scalar(image_id) else image_id
+        raise ValueError(f"picture {place} of the batch has no {' and no '.join(missing or ['image'])}")
+    if isinstance(sample, tuple | list) and len(sample) == 3:
+        return *sample, None
+    raise TypeError(
+        f"picture {place} of the batch: expected (image, {{'boxes', 'labels'}}), (image, boxes, labels), a mapping or "
+        f"an object with image, boxes and labels, got {type(sample).__name__}"
+    )
+
+
+def _stack(images: Sequence[Any]) -> Tensor:
+    if isinstance(images[0], np.ndarray):  # here because torch refuses flipped arrays and warns of read-only ones
+        return torch.from_numpy(np.stack(images))
+    stacked: Tensor = default_collate(images)  # in a worker straight into shared memory
+    return stacked
+
+
+def _scalar(value: Any) -> bool:
+    """torchvision's data sets give the image_id as a tensor of one number."""
+    return isinstance(value, Tensor) and value.numel() == 1
+
+
+def _check_image(where: str, image: Any, first: Any) -> None:
+    if not isinstance(image, Tensor | np.ndarray):
+        raise TypeError(f"{where}: expected a tensor or an array as image, got {type(image).__name__}")
+    if type(image) is not type(first) or image.shape != first.shape or image.dtype != first.dtype:
+        got, expected = (f"{type(x).__name__} {x.dtype} {list(x.shape)}" for x in (image, first))
+        raise ValueError(
+            f"{where}: its image is a {got}, the first of the batch is a {expected}; resize in the data set"
+        )
+
+
+def _boxes_and_labels(where: str, boxes: Any, labels: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    layout = getattr(getattr(boxes, "format", None), "name", "XYXY")  # of torchvision's BoundingBoxes
+    if layout != "XYXY":
+        raise ValueError(f"{where}: boxes: expected the format XYXY, got {layout}")
+    array = face.to_numpy(f"{where}: boxes", boxes)
+    if array.size == 0 and array.ndim == 1:  # torch.tensor([]): a picture without boxes
+        array = array.reshape(0, 4)
+    face.check_shape(f"{where}: boxes", array, ("G", 4))
+    classes = face.integers(f"{where}: labels", face.to_numpy(f"{where}: labels", labels))
+    face.check_shape(f"{where}: labels", classes, ("G",))
+    face.check_length(f"{where}: labels", classes, "boxes", len(array))
+    (array,) = face.promote(array)
+    return array, classes
