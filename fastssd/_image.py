@@ -26,6 +26,6 @@ def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("resizing needs Pillow; install it with: pip install 'fastssd[viz]'") from error
+        raise ImportError("resizing needs Pillow; install it with: pip install 'fastssd[deploy]'") from error
     resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return np.asarray(resized)

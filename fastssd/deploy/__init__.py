@@ -1,0 +1,16 @@
+"""From a trained model to an application: export to ONNX, and detect without torch.
+
+>>> from fastssd.deploy import Detector
+>>> detector = Detector("model.onnx")  # doctest: +SKIP
+>>> for name, score, box in detector("photo.jpg"):  # doctest: +SKIP
+...     print(name, score, box)
+
+``fastssd.deploy.onnx_export`` writes the file; it needs torch, which nothing else here does.
+"""
+
+from fastssd.deploy.detector import Detector
+from fastssd.deploy.metadata import Limits
+from fastssd.deploy.pictures import Picture
+from fastssd.deploy.result import NamedBox, NamedDetections
+
+__all__ = ["Detector", "Limits", "NamedBox", "NamedDetections", "Picture"]

@@ -1,0 +1,194 @@
+"""One interface to a trained detector: a picture in, named boxes out."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastssd._image import resize_image
+from fastssd.deploy.metadata import Limits
+from fastssd.deploy.networks import CheckpointNetwork, Network, OnnxNetwork, Provider
+from fastssd.deploy.pictures import Picture, is_picture, read_picture
+from fastssd.deploy.result import NamedDetections
+from fastssd.ops import _face as face
+
+_ZIP = b"PK\x03\x04"  # how a checkpoint begins
+
+
+class Detector:
+    """A trained detector, of an ONNX file (without torch) or of a checkpoint (with torch).
+
+    It may be used by several threads at once, and pickled: the file is then opened again.
+
+    Args:
+        model: an ONNX file that fastssd exported, a checkpoint, or a run folder, whose best checkpoint is taken.
+        score_threshold, iou_threshold, max_detections: as in :func:`fastssd.ops.postprocess_detections`; default what
+            the file says, else 0.3, 0.45 and 200. Where NMS is inside the file, its IoU threshold stands, and the
+            others can only become stricter.
+        batch_size: pictures that go through the network at once.
+        threads: of the network; default as :func:`fastssd.set_num_threads` says. With a checkpoint this sets torch's
+            number in the whole process.
+        providers: of onnxruntime, by falling preference; default the CPU.
+        device: of torch, for a checkpoint; default the CPU.
+
+    Attributes:
+        class_names: name of class 1, 2, ...
+        image_size: height and width of the network's input, pixels; pictures of any size are resized to it.
+        limits: what is in force.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: onnxruntime or torch is missing.
+        TypeError, ValueError: the file is no model of fastssd, or an option is out of range or not for such a file.
+
+    >>> detector = Detector("model.onnx")  # doctest: +SKIP
+    >>> for name, score, box in detector("photo.jpg"):  # doctest: +SKIP
+    ...     print(f"{name} {score:.2f} at {box}")
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        score_threshold: float | None = None,
+        iou_threshold: float | None = None,
+        max_detections: int | None = None,
+        batch_size: int = 8,
+        threads: int | None = None,
+        providers: Sequence[Provider] | None = None,
+        device: str | None = None,
+    ) -> None:
+        path = Path(model)
+        self.path = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+        self.batch_size = face.count("batch_size", batch_size, low=1)
+        if threads is not None:
+            threads = face.count("threads", threads, low=1)
+        with open(self.path, "rb") as file:
+            is_checkpoint = file.read(len(_ZIP)) == _ZIP
+        if is_checkpoint and providers is not None:
+            raise ValueError(f"providers: onnxruntime's, but {self.path} is a checkpoint; device chooses where it runs")
+        if not is_checkpoint and device is not None:
+            raise ValueError(f"device: torch's, but {self.path} is no checkpoint; providers choose where ONNX runs")
+        self.network: Network = (
+            CheckpointNetwork(self.path, threads, device)
+            if is_checkpoint
+            else OnnxNetwork(self.path, threads, providers)
+        )
+        given: dict[str, Any] = {
+            "score_threshold": score_threshold,
+            "iou_threshold": iou_threshold,
+            "max_detections": max_detections,
+        }
+        info = self.network.info
+        self.class_names, self.image_size = info.class_names, info.image_size
+        chosen = {name: value for name, value in given.items() if value is not None}
+        self.limits = replace(info.limits, **chosen).checked()
+        if info.nms:
+            _check_stricter(self.limits, info.limits)
+        self._options = given | {
+            "batch_size": batch_size,
+            "threads": threads,
+            "providers": providers,
+            "device": device,
+        }
+
+    @overload
+    def __call__(self, pictures: Picture) -> NamedDetections: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def __call__(self, pictures: Iterable[Picture]) -> list[NamedDetections]: ...
+
+    def __call__(self, pictures: Any) -> NamedDetections | list[NamedDetections]:
+        """Detect in one picture, or in several.
+
+        Args:
+            pictures: a path, the bytes of a file, a Pillow image, a uint8 array [H, W, 3] in RGB; or any iterable of
+                them, also an array [B, H, W, 3].
+
+        Returns:
+            What was found in the picture, or a list of that for several.
+
+        Raises:
+            DataError: a picture cannot be read.
+            TypeError, ValueError: it is nothing like a picture.
+        """
+        if is_picture(pictures):
+            return self._detect([pictures], ["picture"])[0]
+        return list(self.stream(pictures))
+
+    def stream(self, pictures: Iterable[Picture]) -> Iterator[NamedDetections]:
+        """Detect in pictures as they come, a batch at a time: for more of them than fit in memory.
+
+        Raises:
+            DataError, TypeError, ValueError: as when called, at the batch that has the picture.
+        """
+        try:
+            iterator = iter(pictures)
+        except TypeError:
+            read_picture(pictures)  # type: ignore[arg-type]  # says what it should be
+            raise
+        start = 0
+        while batch := list(itertools.islice(iterator, self.batch_size)):
+            yield from self._detect(batch, [f"pictures[{start + place}]" for place in range(len(batch))])
+            start += len(batch)
+
+    def _detect(self, pictures: Sequence[Picture], names: Sequence[str]) -> list[NamedDetections]:
+        pixels, sizes = [], []
+        for picture, name in zip(pictures, names, strict=True):
+            image = read_picture(picture, name)
+            pixels.append(resize_image(image, self.image_size))
+            sizes.append(image.shape[:2])
+        found = self.network(np.stack(pixels), self.limits)
+        return [
+            self._named(picture, size, boxes[:count], scores[:count], labels[:count])
+            for picture, size, boxes, scores, labels, count in zip(
+                pictures, sizes, found.boxes, found.scores, found.labels, found.counts, strict=True
+            )
+        ]
+
+    def _named(
+        self,
+        picture: Picture,
+        size: tuple[int, ...],
+        boxes: NDArray[np.float32],
+        scores: NDArray[np.float32],
+        labels: NDArray[np.int64],
+    ) -> NamedDetections:
+        height, width = size
+        pixels = boxes * np.array([width, height, width, height], np.float32)
+        names = tuple(self.class_names[label - 1] for label in labels)
+        # Copies, so that who keeps a few boxes does not keep the places of all.
+        return NamedDetections(pixels, scores.copy(), labels.copy(), names, (height, width), picture)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open, (self.path, self._options)
+
+    def __repr__(self) -> str:
+        return f"Detector({str(self.path)!r}: {', '.join(self.class_names)})"
+
+
+def _open(path: Path, options: dict[str, Any]) -> Detector:
+    return Detector(path, **options)
+
+
+def _check_stricter(limits: Limits, inside: Limits) -> None:
+    """Raise where NMS inside the file has made impossible what is asked for."""
+    if limits.iou_threshold != inside.iou_threshold:
+        raise ValueError(f"iou_threshold: {inside.iou_threshold} is inside the file, got {limits.iou_threshold}")
+    if limits.score_threshold < inside.score_threshold:
+        raise ValueError(
+            f"score_threshold: expected at least {inside.score_threshold}, which is inside the file, "
+            f"got {limits.score_threshold}"
+        )
+    if limits.max_detections > inside.max_detections:
+        raise ValueError(
+            f"max_detections: expected at most {inside.max_detections}, which is inside the file, "
+            f"got {limits.max_detections}"
+        )

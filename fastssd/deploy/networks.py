@@ -1,0 +1,129 @@
+"""The networks that a :class:`Detector` runs: an ONNX file by onnxruntime, a checkpoint by torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastssd.backends import threads as pool
+from fastssd.deploy.metadata import Limits, NetworkInfo
+from fastssd.ops import postprocess_detections
+from fastssd.ops.postprocess import Detections
+
+Provider = str | tuple[str, dict[str, Any]]
+CPU = ("CPUExecutionProvider",)
+
+
+class Network(Protocol):
+    info: NetworkInfo
+
+    def __call__(self, pixels: NDArray[np.uint8], limits: Limits) -> Detections:
+        """Boxes as fractions of the picture, of pictures uint8 [B, S, S, 3] in RGB."""
+        ...
+
+
+class OnnxNetwork:
+    """An ONNX file of :func:`fastssd.deploy.onnx_export.export_onnx`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: onnxruntime is missing.
+        ValueError: the file is not ONNX or not of fastssd, or a provider is not available.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], threads: int | None = None, providers: Sequence[Provider] | None = None
+    ) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                "an ONNX file needs onnxruntime; install it with: pip install 'fastssd[deploy]'"
+            ) from error
+        with open(path, "rb") as file:  # Python's own errors where it cannot be read
+            content = file.read()
+        available = onnxruntime.get_available_providers()
+        for provider in providers or ():
+            name = provider if isinstance(provider, str) else provider[0]
+            if name not in available:
+                raise ValueError(f"providers: {name!r} is not available here; there are {', '.join(available)}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or pool.current()
+        try:
+            self.session = onnxruntime.InferenceSession(content, options, providers=list(providers or CPU))
+        except Exception as error:  # onnxruntime has a class for each of its status codes
+            raise ValueError(
+                f"{os.fspath(path)} is neither a checkpoint nor an ONNX file that onnxruntime can run: {error}"
+            ) from error
+        try:
+            self.info = NetworkInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)} is not a detector of fastssd: {error}") from error
+
+    def __call__(self, pixels: NDArray[np.uint8], limits: Limits) -> Detections:
+        outputs = self.session.run(None, {"images": to_input(pixels)})
+        if not self.info.nms:
+            logits, deltas = outputs
+            return postprocess(logits, deltas, self.info, limits)
+        boxes, scores, labels, counts = outputs
+        # A box never depends on one with a lower score: a higher threshold, or fewer boxes, leave the first ones.
+        counts = np.minimum((scores.astype(np.float64) > limits.score_threshold).sum(1), limits.max_detections)
+        return Detections(boxes, scores, labels, None, counts)
+
+
+class CheckpointNetwork:
+    """A checkpoint of a training.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: torch is missing.
+        CheckpointError: the file is damaged or foreign.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None, device: str | None = None) -> None:
+        from fastssd._config import version
+        from fastssd.training import load_checkpoint
+
+        self.device = device or "cpu"
+        self.model, made = load_checkpoint(path, self.device)
+        anchors = self.model.anchors.cpu().numpy()
+        self.info = NetworkInfo(made.class_names, made.preset.to_dict(), anchors, Limits(), False, version())
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+
+    def __call__(self, pixels: NDArray[np.uint8], limits: Limits) -> Detections:
+        import torch
+
+        from fastssd.detection.preprocess import to_input
+
+        with torch.no_grad():
+            logits, deltas = self.model(to_input(torch.from_numpy(pixels).to(self.device)))
+        return postprocess(logits.float().cpu().numpy(), deltas.float().cpu().numpy(), self.info, limits)
+
+
+def to_input(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 [B, S, S, 3] to float32 [B, 3, S, S] in [0, 1]: as the torch one, bit for bit."""
+    return np.divide(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), np.float32(255), dtype=np.float32)
+
+
+def postprocess(
+    logits: NDArray[np.float32], deltas: NDArray[np.float32], info: NetworkInfo, limits: Limits
+) -> Detections:
+    return postprocess_detections(
+        logits,
+        deltas,
+        info.anchors,
+        score_threshold=limits.score_threshold,
+        iou_threshold=limits.iou_threshold,
+        topk=limits.topk,
+        max_detections=limits.max_detections,
+        clip=(1.0, 1.0),
+        activation=info.preset["activation"],
+        variances=info.preset["variances"],
+    )

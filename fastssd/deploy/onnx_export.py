@@ -1,0 +1,176 @@
+"""A trained model as an ONNX file that runs without torch and without this package (extra ``export``)."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastssd._config import version
+from fastssd.deploy.metadata import Limits, NetworkInfo
+
+try:
+    import onnx
+    import onnxruntime
+    import onnxscript  # noqa: F401  torch's exporter writes with it
+    import torch
+
+    from fastssd.deploy.onnx_nms import OPSET, append_graph, postprocess_graph
+    from fastssd.detection import SSD
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"exporting needs {error.name}; install it with: pip install 'fastssd[export]'", name=error.name
+    ) from error
+
+IR_VERSION = 8  # the one that came with opset 18; runtimes of 2023 read it
+TOLERANCE = 1e-4  # of the exported outputs, relative and absolute
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What :func:`export_onnx` wrote.
+
+    Attributes:
+        path: of the file.
+        size: bytes.
+        inputs, outputs: name and shape of each; the batch is ``"batch"``.
+        difference: the largest one between the logits and deltas of torch and of onnxruntime, on random pictures.
+    """
+
+    path: str
+    size: int
+    inputs: dict[str, list[int | str]]
+    outputs: dict[str, list[int | str]]
+    difference: float
+
+
+def export_onnx(
+    model: SSD,
+    class_names: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    nms: bool = False,
+    limits: Limits | None = None,
+) -> Exported:
+    """Write `model` as an ONNX file, after comparing what it computes with torch.
+
+    The input is ``images``, float32 [batch, 3, S, S], RGB in [0, 1]; the normalisation is inside. The outputs are
+    ``logits`` [batch, A, C] and ``deltas`` [batch, A, 4], or with `nms` those of
+    :func:`fastssd.ops.postprocess_detections`, computed by standard operators: ``boxes`` [batch, K, 4] as fractions of
+    the picture, ``scores``, ``labels`` and ``counts``. What else is needed is in the metadata (docs/deploy.md).
+
+    Args:
+        model: on any device, in any mode; it is left as it is.
+        class_names: name of class 1, 2, ...
+        path: written whole or not at all.
+        nms: detections, not logits and deltas.
+        limits: thresholds and numbers; with `nms` a part of the graph, else defaults for whoever reads the file.
+
+    Raises:
+        ValueError: names that do not fit the model, or a limit out of range.
+        RuntimeError: onnxruntime's outputs are not torch's.
+    """
+    if len(class_names) != model.num_classes:
+        raise ValueError(f"class_names: expected {model.num_classes} names, got {len(class_names)}")
+    limits = (limits or Limits()).checked()
+    # An exported file runs where whoever exports it decides, so it is made where every machine can make it.
+    network = copy.deepcopy(model).cpu().float().eval()
+    info = NetworkInfo(
+        tuple(class_names),
+        network.preset.to_dict(),
+        network.anchors.numpy(),
+        limits,
+        nms=False,
+        version=version(),
+    )
+    exported = _heads(network)
+    _describe(exported, info)
+    difference = _compare(network, exported)
+    if nms:
+        append_graph(exported, postprocess_graph(info))
+        _describe(exported, replace(info, nms=True))
+        onnx.checker.check_model(exported, full_check=True)
+        _run(exported, np.zeros((1, 3, info.image_size, info.image_size), np.float32))
+    content = exported.SerializeToString()
+
+    from fastssd.training.checkpoint import write_file
+
+    write_file(path, lambda file: file.write(content))
+    return Exported(
+        os.fspath(path), len(content), _shapes(exported.graph.input), _shapes(exported.graph.output), difference
+    )
+
+
+def _heads(network: SSD) -> onnx.ModelProto:
+    size = network.preset.image_size
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, 3, size, size),),
+            input_names=["images"],
+            output_names=["logits", "deltas"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # it is for the old exporter
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's progress, its advice, and its regret that torchvision is not installed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _describe(exported: onnx.ModelProto, info: NetworkInfo) -> None:
+    """Say what the file is; what the exporter noted about this machine (stack traces, paths) goes."""
+    exported.ir_version = IR_VERSION
+    exported.producer_name, exported.producer_version = "fastssd", info.version
+    exported.doc_string = f"SSD detector for {', '.join(info.class_names)}"
+    graph = exported.graph
+    graph.name, graph.doc_string = str(info.preset["name"]), ""
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.helper.set_model_props(exported, info.to_metadata())
+
+
+def _compare(network: SSD, exported: onnx.ModelProto) -> float:
+    onnx.checker.check_model(exported, full_check=True)
+    size = network.preset.image_size
+    images = np.random.default_rng(0).random((3, 3, size, size), np.float32)
+    with torch.no_grad():
+        expected = [output.numpy() for output in network(torch.from_numpy(images))]
+    found = _run(exported, images)
+    for name, ours, theirs in zip(("logits", "deltas"), found, expected, strict=True):
+        if not np.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE):
+            raise RuntimeError(
+                f"the exported {name} differ from torch's by {np.abs(ours - theirs).max():.3g}; nothing is written"
+            )
+    return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(found, expected, strict=True))
+
+
+def _run(exported: onnx.ModelProto, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    session = onnxruntime.InferenceSession(exported.SerializeToString(), providers=["CPUExecutionProvider"])
+    return list(session.run(None, {"images": images}))
+
+
+def _shapes(values: Sequence[onnx.ValueInfoProto]) -> dict[str, list[int | str]]:
+    return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
