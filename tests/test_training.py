@@ -37,6 +37,7 @@ from fastssd.training.checkpoint import read_checkpoint, save_checkpoint
 from fastssd.training.datasets import Resized, train_loader
 
 TINY = replace(TINYSSD, image_size=64, grid_sizes=((8, 8), (4, 4), (2, 2), (1, 1), (1, 1)))
+COLLATE = Criterion().collate(TINY.anchors())
 CONFIG = TrainConfig(preset=TINY, epochs=3, batch_size=2, accelerator="cpu", num_workers=0)
 
 
@@ -72,29 +73,28 @@ def test_one_batch_can_be_learnt_by_heart(data):
     torch.manual_seed(0)
     pictures = Resized(data[0], 64)
     still = Augment(flip=0, photometric=0, zoom=0, shift=0)
-    (batch,) = train_loader(pictures, still, batch_size=7, seed=0, num_workers=0)
-    model = TinySSD(len(data[0].class_names), TINY)
     criterion = Criterion()
+    loader = train_loader(pictures, still, criterion.collate(TINY.anchors()), batch_size=7, seed=0, num_workers=0)
+    (batch,) = loader
+    model = TinySSD(len(data[0].class_names), TINY)
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
-    targets = criterion.match_targets(model.anchors, batch.gt_boxes, batch.gt_labels)
     images = to_input(batch.images)
     for _ in range(80):
         optimizer.zero_grad()
-        criterion(*model(images), targets).total.backward()
+        criterion(*model(images), batch.targets).total.backward()
         optimizer.step()
     found = detect_batch(model.eval(), images, [(1, 1)] * 7)
-    truths = [
-        GroundTruth(boxes.numpy(), labels.numpy(), np.zeros(len(labels), bool))
-        for boxes, labels in zip(batch.gt_boxes, batch.gt_labels, strict=True)
-    ]
+    learnt = [loader.dataset[key] for key in loader.sampler]
+    truths = [GroundTruth(sample.boxes, sample.labels, sample.difficult) for sample in learnt]
     assert coco_metrics(found, truths, data[0].class_names)["AP50"] > 0.9
 
 
 def test_batches_depend_on_seed_and_epoch_alone(data):
     def batches(num_workers, epoch, seed=0):
-        loader = train_loader(Resized(data[0], 64), Augment(), batch_size=3, seed=seed, num_workers=num_workers)
+        pictures = Resized(data[0], 64)
+        loader = train_loader(pictures, Augment(), COLLATE, batch_size=3, seed=seed, num_workers=num_workers)
         loader.sampler.set_epoch(epoch)
-        return [(batch.image_ids, batch.images, torch.cat(batch.gt_boxes)) for batch in loader]
+        return [(batch.image_ids, batch.images, *batch.targets) for batch in loader]
 
     def same(first, second):
         return all(a[0] == b[0] and all(map(torch.equal, a[1:], b[1:])) for a, b in zip(first, second, strict=True))
@@ -106,7 +106,12 @@ def test_batches_depend_on_seed_and_epoch_alone(data):
 
 def test_processes_of_a_distributed_run_share_an_epoch(data):
     shares = [
-        [index for _, index in train_loader(Resized(data[0], 64), Augment(), batch_size=2, seed=0, **place).sampler]
+        [
+            index
+            for _, index in train_loader(
+                Resized(data[0], 64), Augment(), COLLATE, batch_size=2, seed=0, **place
+            ).sampler
+        ]
         for place in ({"rank": 0, "world_size": 2}, {"rank": 1, "world_size": 2})
     ]
     assert [len(share) for share in shares] == [4, 4]
@@ -140,8 +145,8 @@ def test_difficult_boxes_are_not_learnt(data):
             return Sample(np.zeros((64, 64, 3), np.uint8), boxes, np.array([1, 1]), "a", np.array([False, True]))
 
     still = Augment(flip=0, zoom=0, shift=0)
-    (batch,) = train_loader(Resized(Hard(), 64), still, batch_size=1, seed=0)
-    torch.testing.assert_close(batch.gt_boxes[0], torch.tensor([[0, 0, 30, 30]]) / 64)
+    loader = train_loader(Resized(Hard(), 64), still, COLLATE, batch_size=1, seed=0)
+    np.testing.assert_allclose(loader.dataset[0, 0].boxes, np.array([[0, 0, 30, 30]]) / 64)
 
 
 # --- metrics -----------------------------------------------------------------------------------------------------

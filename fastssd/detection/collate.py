@@ -88,7 +88,8 @@ class TargetCollate:
         assign_targets(self.anchors, np.empty((0, 4), np.float32), np.empty(0, np.int64), **self.options)
 
     def __call__(self, samples: Sequence[Any]) -> TargetBatch:
-        images, all_boxes, all_labels, ids = [], [], [], []
+        images: list[Any] = []
+        all_boxes, all_labels, ids = [], [], []
         for place, sample in enumerate(samples):
             image, boxes, labels, image_id = _parts(place, sample)
             where = f"picture {place} of the batch" + ("" if image_id is None else f" ({image_id})")
@@ -147,7 +148,7 @@ def _parts(place: int, sample: Any) -> tuple[Any, Any, Any, Any]:
     )
 
 
-def _stack(images: Sequence[Any]) -> Tensor:
+def _stack(images: list[Any]) -> Tensor:
     if isinstance(images[0], np.ndarray):  # here because torch refuses flipped arrays and warns of read-only ones
         return torch.from_numpy(np.stack(images))
     stacked: Tensor = default_collate(images)  # in a worker straight into shared memory

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastssd.backends import FORCE_MATCH
+from fastssd.detection.collate import TargetCollate
 from fastssd.ops import assign_targets, mine_hard_negatives, multibox_cross_entropy
 from fastssd.ops.matching import Targets
 
@@ -35,8 +36,9 @@ class Losses(NamedTuple):
 class Criterion:
     """The SSD training objective (arXiv:1512.02325, section 2.2).
 
-    Two calls: :meth:`match_targets` turns ground truth into targets, the criterion itself turns outputs and targets
-    into losses. Ignored anchors (between the two thresholds) take part in nothing.
+    Two calls: :meth:`match_targets` turns ground truth into targets, unless a DataLoader with :meth:`collate` has done
+    so already; the criterion itself turns outputs and targets into losses. Ignored anchors (between the two thresholds)
+    take part in nothing.
 
     Attributes:
         iou_threshold, background_threshold, force_match: as in :func:`fastssd.ops.assign_targets`.
@@ -73,7 +75,7 @@ class Criterion:
         """
         Args:
             logits, deltas: [B, A, C] and [B, A, 4] of the network, any float dtype.
-            targets: of :meth:`match_targets`, on the same device.
+            targets: of :meth:`match_targets` or a batch of :meth:`collate`, on the same device.
         """
         logits, deltas = logits.float(), deltas.float()
         positive = targets.labels > 0  # [B, A]
@@ -122,6 +124,23 @@ class Criterion:
             background_threshold=self.background_threshold,
             force_match=self.force_match,
             variances=variances,
+        )
+
+    def collate(self, anchors: Any, variances: tuple[float, float] = (0.1, 0.2), **options: Any) -> TargetCollate:
+        """:meth:`match_targets` for the workers of a DataLoader: its ``collate_fn``.
+
+        Args:
+            anchors: [A, 4] xyxy.
+            variances: of the preset.
+            options: the others of :class:`~fastssd.detection.TargetCollate`.
+        """
+        return TargetCollate(
+            anchors,
+            iou_threshold=self.iou_threshold,
+            background_threshold=self.background_threshold,
+            force_match=self.force_match,
+            variances=variances,
+            **options,
         )
 
     @torch.no_grad()

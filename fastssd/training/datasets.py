@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fastssd.data import DetectionDataset
+from fastssd.data import DetectionDataset, Sample
+from fastssd.detection.collate import TargetBatch, TargetCollate
 from fastssd.detection.preprocess import resize_image
 from fastssd.training.augment import Augment
 from fastssd.training.metrics import GroundTruth
@@ -27,13 +28,6 @@ class Picture(NamedTuple):
     truth: GroundTruth  # in pixels of the original
     size: tuple[int, int]  # (height, width) of the original
     image_id: str
-
-
-class TrainBatch(NamedTuple):
-    images: Tensor  # uint8 [B, S, S, 3]
-    gt_boxes: list[Tensor]  # B x float32 [G_i, 4] xyxy, fractions of the picture
-    gt_labels: list[Tensor]  # B x int64 [G_i]
-    image_ids: list[str]
 
 
 class EvalBatch(NamedTuple):
@@ -76,8 +70,8 @@ class Resized:
         return picture
 
 
-class TrainSet(Dataset[tuple[Picture, NDArray[np.float32], NDArray[np.int64]]]):
-    """Augmented pictures with boxes as fractions. Difficult boxes are not learnt from.
+class TrainSet(Dataset[Sample]):
+    """Augmented pictures at the network's size with boxes as fractions. Difficult boxes are not learnt from.
 
     An item is asked for as (epoch, index) and depends on nothing else but the seed: not on the order of the questions
     and not on the worker process that answers.
@@ -91,7 +85,7 @@ class TrainSet(Dataset[tuple[Picture, NDArray[np.float32], NDArray[np.int64]]]):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Picture, NDArray[np.float32], NDArray[np.int64]]:
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         picture = self.pictures[index]
         height, width = picture.size
@@ -100,7 +94,7 @@ class TrainSet(Dataset[tuple[Picture, NDArray[np.float32], NDArray[np.int64]]]):
         boxes: NDArray[np.float32] = picture.truth.boxes[learnt] / scale
         rng = np.random.default_rng((self.seed, epoch, index))
         image, boxes, labels = self.augment(picture.image, boxes, picture.truth.labels[learnt], rng)
-        return picture._replace(image=image), boxes, labels
+        return Sample(image, boxes, labels, picture.image_id, np.zeros(len(boxes), bool))
 
 
 class EvalSet(Dataset[tuple[int, Picture]]):
@@ -155,18 +149,21 @@ class EpochSampler(Sampler[tuple[int, int]]):
 def train_loader(
     pictures: Resized,
     augment: Augment,
+    collate: TargetCollate,
     *,
     batch_size: int,
     seed: int,
     num_workers: int | None = None,
     rank: int = 0,
     world_size: int = 1,
-) -> DataLoader[TrainBatch]:
-    """Shuffled, augmented batches. A last batch that is not full is left out; another epoch has other pictures in it.
+) -> DataLoader[TargetBatch]:
+    """Shuffled, augmented batches with their targets, images as uint8 [B, S, S, 3]. A last batch that is not full is
+    left out; another epoch has other pictures in it.
 
     Args:
         pictures: the training set.
         augment: what is done to them.
+        collate: makes the targets.
         batch_size: pictures a step in this process.
         seed: decides order and augmentation.
         num_workers: processes that read; None: none for pictures that are kept in memory, else some of the cores.
@@ -179,7 +176,7 @@ def train_loader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=_collate_train,
+        collate_fn=collate,
         drop_last=len(sampler) >= batch_size,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
@@ -212,16 +209,6 @@ def _workers(pictures: Resized, num_workers: int | None) -> int:
 
 def _stack(pictures: Sequence[Picture]) -> Tensor:
     return torch.from_numpy(np.stack([picture.image for picture in pictures]))
-
-
-def _collate_train(items: Sequence[tuple[Picture, NDArray[np.float32], NDArray[np.int64]]]) -> TrainBatch:
-    pictures = [picture for picture, _, _ in items]
-    return TrainBatch(
-        _stack(pictures),
-        [torch.from_numpy(boxes) for _, boxes, _ in items],
-        [torch.from_numpy(labels) for _, _, labels in items],
-        [picture.image_id for picture in pictures],
-    )
 
 
 def _collate_eval(items: Sequence[tuple[int, Picture]]) -> EvalBatch:

@@ -13,14 +13,14 @@ import torch.distributed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fastssd.detection.collate import TargetBatch
 from fastssd.detection.criterion import Losses
-from fastssd.detection.models import SSD
+from fastssd.detection.models import SSD, Preset
 from fastssd.detection.postprocess import ImageDetections, detect_batch
 from fastssd.detection.preprocess import to_input
-from fastssd.ops.matching import Targets
 from fastssd.training.checkpoint import KEY, CheckpointInfo
 from fastssd.training.config import TrainConfig
-from fastssd.training.datasets import EpochSampler, EvalBatch, Resized, TrainBatch, eval_loader, train_loader
+from fastssd.training.datasets import EpochSampler, EvalBatch, Resized, eval_loader, train_loader
 from fastssd.training.metrics import MAX_DETECTIONS, GroundTruth, coco_metrics
 
 
@@ -31,7 +31,7 @@ class NonFiniteLossError(RuntimeError):
 class StepClock:
     """Where the time of a training step goes. On an accelerator: until the work is queued, not until it is done."""
 
-    PARTS = ("data", "forward", "targets", "loss", "backward", "optimiser")
+    PARTS = ("data", "forward", "loss", "backward", "optimiser")
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(self.PARTS, 0.0)
@@ -61,19 +61,21 @@ class StepClock:
 class DetectorData(L.LightningDataModule):
     """The loaders of this process's share, and the place at which the first epoch begins."""
 
-    def __init__(self, train: Resized, evaluation: Resized, config: TrainConfig) -> None:
+    def __init__(self, train: Resized, evaluation: Resized, preset: Preset, config: TrainConfig) -> None:
         super().__init__()
         self.train_pictures = train
         self.eval_pictures = evaluation
         self.config = config
+        self.collate = config.criterion.collate(preset.anchors(), preset.variances)
         self.start = (0, 0)
         """Epoch, and batches of it that are done."""
 
-    def train_dataloader(self) -> DataLoader[TrainBatch]:
+    def train_dataloader(self) -> DataLoader[TargetBatch]:
         assert self.trainer is not None
         loader = train_loader(
             self.train_pictures,
             self.config.augment,
+            self.collate,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             num_workers=self.config.num_workers,
@@ -120,28 +122,22 @@ class DetectorModule(L.LightningModule):
         self.improved = False
         self.epochs_done = 0
         self.batches_done = 0
-        # Matching runs on the CPU, where ground truth is born, while an accelerator works on the forward pass.
-        self._anchors = torch.from_numpy(model.preset.anchors())  # [A, 4]
         self._partial: dict[str, float] = {}
         self._started_epoch = -1
         self._found: dict[int, tuple[ImageDetections, GroundTruth]] = {}
 
     # --- training ----------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: TargetBatch, batch_idx: int) -> Tensor:
         self.clock.lap("data")
-        criterion = self.config.criterion
         logits, deltas = self.model(to_input(batch.images))  # [B, A, C], [B, A, 4]
         self.clock.lap("forward")
-        targets = criterion.match_targets(self._anchors, batch.gt_boxes, batch.gt_labels, self.model.preset.variances)
-        targets = Targets(*(part.to(self.device, non_blocking=True) for part in targets))
-        self.clock.lap("targets")
-        losses = criterion(logits, deltas, targets)
+        losses = self.config.criterion(logits, deltas, batch.targets)
         self._record(losses, batch, batch_idx)
         self.batches_done = batch_idx + 1
         return losses.total
 
-    def _record(self, losses: Losses, batch: TrainBatch, batch_idx: int) -> None:
+    def _record(self, losses: Losses, batch: TargetBatch, batch_idx: int) -> None:
         """Log the losses; stop if they are of no use."""
         values = torch.stack([losses.total, losses.classification, losses.box_regression]).detach().tolist()
         if not all(map(math.isfinite, values)):
@@ -193,7 +189,7 @@ class DetectorModule(L.LightningModule):
     def on_after_backward(self) -> None:
         self.clock.lap("backward")
 
-    def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: TargetBatch, batch_idx: int) -> None:
         self.clock.lap("optimiser")
         self.clock.steps += 1
 
@@ -257,7 +253,8 @@ class DetectorModule(L.LightningModule):
         self._evaluated = time.perf_counter() - self._eval_started
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """The pictures only: ground truth stays where targets are made of it."""
+        if isinstance(batch, TargetBatch):
+            return batch.to(device)
         return batch._replace(images=batch.images.to(device, non_blocking=True))
 
     # --- checkpoints -------------------------------------------------------------------------------------------

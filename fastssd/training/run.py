@@ -118,7 +118,7 @@ def train(
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pictures = Resized(train_data, preset.image_size, config.cache)
     eval_pictures = Resized(eval_data, preset.image_size, config.cache)
-    data = DetectorData(pictures, eval_pictures, config)
+    data = DetectorData(pictures, eval_pictures, preset, config)
     if info:
         data.start = (info.epoch, info.batches)
     module = DetectorModule(model, config, class_names, report_line)
