@@ -78,15 +78,47 @@ def draw_detections(
         ValueError: a shape, length or dtype is not the one stated here.
         ImportError: Pillow is missing (``pip install 'fastssd[viz]'``).
     """
+    box_array = np.asarray(boxes, np.float64)
+    count = len(box_array)
+    label_array, score_array = _column("labels", labels, count), _column("scores", scores, count)
+    texts = [
+        _tag_text(
+            None if label_array is None else int(label_array[i]),
+            None if score_array is None else float(score_array[i]),
+            class_names,
+        )
+        for i in range(count)
+    ]
+    colors = [class_color(1 if label_array is None else int(label_array[i])) for i in range(count)]
+    order = None if score_array is None else np.argsort(-score_array, kind="stable")
+    return draw_boxes(image, box_array, texts, colors, order=order, min_size=min_size)
+
+
+def draw_boxes(
+    image: NDArray[np.uint8],
+    boxes: ArrayLike,
+    texts: Sequence[str],
+    colors: Sequence[str],
+    *,
+    order: ArrayLike | None = None,
+    min_size: int = 0,
+) -> Image.Image:
+    """As :func:`draw_detections`, with the text and the colour of each box given.
+
+    Args:
+        image, boxes, min_size: as there.
+        texts: of each box; an empty one gets no tag.
+        colors: of each box, ``#rrggbb``.
+        order: [K], the boxes from the uppermost down; default as they come.
+    """
     picture = _to_picture(image)
     box_array = np.asarray(boxes, np.float64)
     if box_array.size == 0:
         box_array = box_array.reshape(0, 4)
     if box_array.ndim != 2 or box_array.shape[1] != 4:
         raise ValueError(f"boxes must have shape [K, 4], got {list(box_array.shape)}")
-    count = len(box_array)
-    label_array = _column("labels", labels, count)
-    score_array = _column("scores", scores, count)
+    if not len(texts) == len(colors) == len(box_array):
+        raise ValueError(f"texts, colors: expected one for each of the {len(box_array)} boxes")
 
     if 0 < max(picture.size) < min_size:
         zoom = min_size / max(picture.size)
@@ -96,21 +128,11 @@ def draw_detections(
         size = (max(1, round(picture.width * zoom)), max(1, round(picture.height * zoom)))
         picture = picture.resize(size, Image.Resampling.BICUBIC)
 
-    order = np.arange(count) if score_array is None else np.argsort(-score_array, kind="stable")
-    drawn = [(i, rect) for i in order if (rect := _to_pixels(box_array[i], picture.size)) is not None]
-    colors = {i: class_color(1 if label_array is None else int(label_array[i])) for i, _ in drawn}
+    places = np.arange(len(box_array)) if order is None else np.asarray(order)
+    drawn = [(i, rect) for i in places if (rect := _to_pixels(box_array[i], picture.size)) is not None]
     for i, rect in reversed(drawn):
         _draw_box(picture, rect, colors[i])
-
-    texts = {
-        i: _tag_text(
-            None if label_array is None else int(label_array[i]),
-            None if score_array is None else float(score_array[i]),
-            class_names,
-        )
-        for i, _ in drawn
-    }
-    font = _font(font_size(picture.size), "".join(texts.values()))
+    font = _font(font_size(picture.size), "".join(texts))
     tags: list[tuple[_Rect, str, str]] = []
     for i, rect in drawn:
         tag = _place_tag(texts[i], rect, picture.size, font, [placed for placed, _, _ in tags])
