@@ -9,12 +9,32 @@ except ImportError as error:
 
 from fastssd.detection.collate import TargetBatch, TargetCollate
 from fastssd.detection.criterion import Criterion, Losses
-from fastssd.detection.models import MODELS, SSD, TINYSSD, Preset, TinySSD, build_model
+from fastssd.detection.models import (
+    MODELS,
+    SSD,
+    SSD300,
+    SSD300_VOC,
+    SSD512,
+    SSD512_VOC,
+    SSDLITE320,
+    TINYSSD,
+    Preset,
+    TinySSD,
+    build_model,
+    ssd300_vgg16,
+    ssd512_vgg16,
+    ssdlite320_mobilenet_v3_large,
+)
 from fastssd.detection.postprocess import ImageDetections, detect, detect_batch
 
 __all__ = [
     "MODELS",
     "SSD",
+    "SSD300",
+    "SSD300_VOC",
+    "SSD512",
+    "SSD512_VOC",
+    "SSDLITE320",
     "TINYSSD",
     "Criterion",
     "ImageDetections",
@@ -26,4 +46,7 @@ __all__ = [
     "build_model",
     "detect",
     "detect_batch",
+    "ssd300_vgg16",
+    "ssd512_vgg16",
+    "ssdlite320_mobilenet_v3_large",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,40 @@ def down_sample_block(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
+def conv_norm(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    activation: type[nn.Module] | None = None,
+) -> nn.Sequential:
+    """A convolution that keeps the size (or divides it by `stride`), batch normalisation, and the activation.
+
+    The normalisation has the constants of SSDlite's training: epsilon 0.001, momentum 0.03.
+    """
+    padding = (kernel - 1) // 2
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    layers: list[nn.Module] = [conv, nn.BatchNorm2d(out_channels, eps=0.001, momentum=0.03)]
+    if activation is not None:
+        layers.append(activation(inplace=True))
+    return nn.Sequential(*layers)
+
+
+class L2Norm(nn.Module):
+    """Each cell's channels as a vector of length 1, times a learned scale a channel (ParseNet, arXiv:1506.04579)."""
+
+    def __init__(self, channels: int, scale: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels,), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Squares of 512 channels are summed in float32 under autocast too.
+        return nn.functional.normalize(x.float()) * self.scale.view(-1, 1, 1)
+
+
 class Stages(nn.ModuleList):
     """Modules in a row that return the output of every one: a backbone."""
 
@@ -37,24 +71,43 @@ class Stages(nn.ModuleList):
         return maps
 
 
-class Head(nn.Module):
-    """Predicts class logits and box deltas of every anchor, each by one 3x3 convolution on each feature map.
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """The predictor of SSD."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
-    Channel ``k * C + c`` of a class convolution is column c of the cell's anchor k, so that the outputs, cell by cell,
+
+def separable3x3(in_channels: int, out_channels: int) -> nn.Sequential:
+    """The predictor of SSDlite (MobileNetV2, arXiv:1801.04381, section 6.2): 3x3 channel by channel, then 1x1."""
+    filtered = conv_norm(in_channels, in_channels, 3, groups=in_channels, activation=nn.ReLU6)
+    return nn.Sequential(filtered, nn.Conv2d(in_channels, out_channels, 1))
+
+
+class Head(nn.Module):
+    """Predicts class logits and box deltas of every anchor, each by one layer on each feature map.
+
+    Channel ``k * C + c`` of a class layer is column c of the cell's anchor k, so that the outputs, cell by cell,
     stand in the order of :func:`fastssd.ops.grid_anchors`.
 
     Args:
         channels: channels of each feature map.
         anchors_per_cell: anchors on each cell of each feature map.
         num_columns: C, classes and background.
+        predictor: makes such a layer from its input and output channels: :func:`conv3x3`, or :func:`separable3x3` as in
+            SSDlite.
     """
 
-    def __init__(self, channels: Sequence[int], anchors_per_cell: Sequence[int], num_columns: int) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        anchors_per_cell: Sequence[int],
+        num_columns: int,
+        predictor: Callable[[int, int], nn.Module] = conv3x3,
+    ) -> None:
         super().__init__()
         self.num_columns = num_columns
         levels = list(zip(channels, anchors_per_cell, strict=True))
-        self.classes = nn.ModuleList([nn.Conv2d(width, k * num_columns, 3, padding=1) for width, k in levels])
-        self.boxes = nn.ModuleList([nn.Conv2d(width, k * 4, 3, padding=1) for width, k in levels])
+        self.classes = nn.ModuleList([predictor(width, k * num_columns) for width, k in levels])
+        self.boxes = nn.ModuleList([predictor(width, k * 4) for width, k in levels])
 
     def reset_parameters(self, prior: float | None = None) -> None:
         """Small weights, so that training starts from the anchors themselves and from equal classes.
@@ -63,17 +116,18 @@ class Head(nn.Module):
             prior: the probability that every foreground class starts with (RetinaNet, arXiv:1708.02002, section 4.1);
                 None for biases of zero.
         """
-        for name, parameter in self.named_parameters():
-            if name.endswith("weight"):
-                nn.init.normal_(parameter, std=0.01)
-            elif prior is not None and name.startswith("classes"):
-                nn.init.constant_(parameter, math.log(prior / (1 - prior)))
-            else:
-                nn.init.zeros_(parameter)
+        for name, module in self.named_modules():
+            if not isinstance(module, nn.Conv2d):
+                continue
+            nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+                if prior is not None and name.startswith("classes"):
+                    nn.init.constant_(module.bias, math.log(prior / (1 - prior)))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        logits = [_by_anchor(conv(x), self.num_columns) for conv, x in zip(self.classes, maps, strict=True)]
-        deltas = [_by_anchor(conv(x), 4) for conv, x in zip(self.boxes, maps, strict=True)]
+        logits = [_by_anchor(layer(x), self.num_columns) for layer, x in zip(self.classes, maps, strict=True)]
+        deltas = [_by_anchor(layer(x), 4) for layer, x in zip(self.boxes, maps, strict=True)]
         return torch.cat(logits, 1), torch.cat(deltas, 1)  # [B, A, C], [B, A, 4]
 
 

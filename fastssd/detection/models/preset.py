@@ -1,0 +1,138 @@
+"""What a detector's outputs depend on besides its weights: input, anchors, normalisation, postprocessing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastssd.ops import grid_anchors
+
+CLIPS = ("none", "size", "all")
+RATIOS_4 = (1.0, 2.0, 0.5)  # with two scales 4 anchors a cell
+RATIOS_6 = (1.0, 2.0, 0.5, 3.0, 1 / 3)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """All that a detector's outputs depend on besides its weights. A checkpoint carries it.
+
+    Attributes:
+        name: for people.
+        image_size: height and width of the network's input, pixels.
+        grid_sizes: (rows, columns) of each feature map.
+        scales: for each feature map the scales of its anchors, as fractions of the picture.
+        aspect_ratios: for each feature map the width / height of its anchors, as in :func:`fastssd.ops.grid_anchors`.
+        variances: of the box coder.
+        mean, std: of the RGB channels, in [0, 1].
+        activation: ``"softmax"`` over background and classes, or ``"sigmoid"`` of each class (for the focal loss).
+        steps: for each feature map the pixels from cell to cell; None: the picture in equal parts. The two differ where
+            a grid does not divide the picture (38 cells in steps of 8 pixels end beyond 300).
+        clip: what of an anchor is limited to [0, 1]: ``"none"``, its ``"size"`` (torchvision), or ``"all"``, that is
+            center and size (ssd.pytorch). Corners may lie outside the picture all the same.
+        score_threshold, nms_threshold, topk, max_detections: of postprocessing, where a caller names no others; the
+            score threshold is the one for measuring AP.
+    """
+
+    name: str
+    image_size: int
+    grid_sizes: tuple[tuple[int, int], ...]
+    scales: tuple[tuple[float, ...], ...]
+    aspect_ratios: tuple[tuple[float, ...], ...]
+    variances: tuple[float, float] = (0.1, 0.2)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    activation: str = "softmax"
+    steps: tuple[float, ...] | None = None
+    clip: str = "none"
+    score_threshold: float = 0.01
+    nms_threshold: float = 0.45
+    topk: int = 400
+    max_detections: int = 200
+
+    def __post_init__(self) -> None:
+        levels = len(self.grid_sizes)
+        for name in ("scales", "aspect_ratios", "steps"):
+            given = getattr(self, name)
+            if given is not None and len(given) != levels:
+                raise ValueError(f"{name}: expected one entry for each of the {levels} feature maps, got {len(given)}")
+        if self.clip not in CLIPS:
+            raise ValueError(f"clip: expected one of {CLIPS}, got {self.clip!r}")
+
+    @property
+    def anchors_per_cell(self) -> tuple[int, ...]:
+        return tuple(len(s) + len(r) - 1 for s, r in zip(self.scales, self.aspect_ratios, strict=True))
+
+    def anchors(self) -> NDArray[np.float32]:
+        """[A, 4] xyxy, as fractions of the picture."""
+        if self.steps is None and self.clip == "none":
+            return grid_anchors(self.grid_sizes, self.scales, self.aspect_ratios)
+        levels = []
+        for level, (rows, columns) in enumerate(self.grid_sizes):
+            cell = grid_anchors([1], [self.scales[level]], [self.aspect_ratios[level]], dtype=np.float64)
+            size = cell[:, 2:] - cell[:, :2]  # [K, 2]
+            step = (1 / columns, 1 / rows) if self.steps is None else (self.steps[level] / self.image_size,) * 2
+            x, y = np.meshgrid(np.arange(columns) + 0.5, np.arange(rows) + 0.5)
+            center = np.stack([x, y], -1)[:, :, None] * step  # [rows, columns, 1, 2]
+            if self.clip != "none":
+                size = size.clip(0, 1)
+            if self.clip == "all":
+                center = center.clip(0, 1)
+            levels.append(np.concatenate([center - size / 2, center + size / 2], -1).reshape(-1, 4))
+        return np.concatenate(levels).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; :meth:`from_dict` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preset:
+        """
+        Raises:
+            ValueError: a field is missing, or is not one of a preset's.
+        """
+        try:
+            return cls(**{key: _tuples(value) for key, value in values.items()})
+        except TypeError as error:
+            known = ", ".join(field.name for field in fields(cls))
+            raise ValueError(f"not a preset: {error}; a preset has {known}") from None
+
+    @classmethod
+    def spaced(
+        cls,
+        name: str,
+        image_size: int,
+        grid_sizes: Sequence[tuple[int, int]],
+        smallest: float = 0.1,
+        largest: float = 0.9,
+        **others: Any,
+    ) -> Preset:
+        """A preset whose scales rise evenly from the first feature map to the last, with six anchors a cell.
+
+        Args:
+            name, image_size, grid_sizes: as the attributes.
+            smallest, largest: scale of the first and of the last feature map.
+            others: further attributes.
+
+        Source:
+            SSD, arXiv:1512.02325, equation 4.
+        """
+        levels = len(grid_sizes)
+        scales = np.linspace(smallest, largest, levels).tolist() if levels > 1 else [smallest]
+        given = {"scales": paired_scales((*scales, 1.0)), "aspect_ratios": (RATIOS_6,) * levels} | others
+        return cls(name=name, image_size=image_size, grid_sizes=tuple(grid_sizes), **given)
+
+
+def paired_scales(scales: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """Each scale with the geometric mean of itself and the next (SSD, section 2.2); the last one only ends the row."""
+    return tuple((low, math.sqrt(low * high)) for low, high in itertools.pairwise(scales))
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, however deep: what a file has made of a preset's tuples."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
