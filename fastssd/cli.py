@@ -46,6 +46,10 @@ class OnError(StrEnum):
     SKIP = "skip"
 
 
+class ExportFormat(StrEnum):
+    ONNX = "onnx"
+
+
 class Accelerator(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
@@ -456,18 +460,75 @@ def print_metrics(metrics: Mapping[str, Any] | None) -> None:
 # --- using a trained detector --------------------------------------------------------------------------------------
 
 
-@command()
-def predict(
+@command("export")
+def export_model(
     checkpoint: Checkpoint,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES", help="Pictures, or folders of pictures.")],
-    out: Annotated[Path, typer.Option(help="Folder for the drawn pictures and predictions.json.")] = Path(
-        "predictions"
-    ),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file to write.", show_default="beside CHECKPOINT")
+    ] = None,
+    format: Annotated[ExportFormat, typer.Option(help="What to write.")] = ExportFormat.ONNX,
+    nms: Annotated[
+        bool, typer.Option("--nms", help="Put decoding and NMS into the file, as standard operators.")
+    ] = False,
     score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score of a box.")] = 0.3,
     nms_threshold: Annotated[
         float, typer.Option(min=0, max=1, help="IoU from which the weaker of two boxes goes.")
     ] = 0.45,
     max_detections: Annotated[int, typer.Option(min=1, help="Most boxes a picture.")] = 200,
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint as a file that runs without torch: `fastssd predict` and fastssd.Detector read it.
+
+    Everything else that is needed, such as anchors, class names and thresholds, goes into its metadata. It is
+    compared with torch before it is written.
+
+    The file gives logits and deltas; with --nms it gives boxes, in any program that runs ONNX.
+
+    
+    [bold]Examples[/bold]
+      fastssd export runs/tinyssd-001 -o cells.onnx
+      fastssd export best.ckpt --nms --score-threshold 0.1
+      fastssd predict cells.onnx photo.jpg
+    """
+    from fastssd.deploy import Limits
+    from fastssd.deploy.onnx_export import export_onnx
+    from fastssd.training import load_checkpoint
+
+    path = checkpoint_in(checkpoint, "best")
+    target = out or path.with_suffix(f".{format.value}")
+    model, made = load_checkpoint(path)
+    limits = Limits(score_threshold=score_threshold, iou_threshold=nms_threshold, max_detections=max_detections)
+    with only_json(as_json):
+        exported = export_onnx(model, made.class_names, target, nms=nms, limits=limits)
+    if as_json:
+        print_json(asdict(exported) | {"checkpoint": str(path), "format": format.value, "nms": nms})
+        return
+    for kind, values in (("takes", exported.inputs), ("gives", exported.outputs)):
+        print_table([(kind, name, " x ".join(map(str, shape))) for name, shape in values.items()])
+    print(f"{target}: {exported.size / 1e6:.1f} MB, equal to torch within {exported.difference:.1g}")
+
+
+@command()
+def predict(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, a run folder, or a file of fastssd export.")
+    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES", help="Pictures, or folders of pictures.")],
+    out: Annotated[Path, typer.Option(help="Folder for the drawn pictures and predictions.json.")] = Path(
+        "predictions"
+    ),
+    score_threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least score of a box.", show_default="0.3, or the file's")
+    ] = None,
+    nms_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="IoU from which the weaker of two boxes goes.", show_default="0.45, or the file's"
+        ),
+    ] = None,
+    max_detections: Annotated[
+        int | None, typer.Option(min=1, help="Most boxes a picture.", show_default="200, or the file's")
+    ] = None,
     draw: Annotated[bool, typer.Option(help="Draw the boxes, or write predictions.json alone.")] = True,
     accelerator: On = Accelerator.AUTO,
     as_json: Json = False,
@@ -483,19 +544,22 @@ def predict(
       fastssd predict runs/tinyssd-001 photo.jpg
       fastssd predict best.ckpt holiday/ --out found --score-threshold 0.5
       fastssd predict best.ckpt photo.jpg --json | jq '.images[0].detections'
+      fastssd predict cells.onnx photo.jpg
     """
-    import torch
-
     from fastssd.data import DataError, read_image
-    from fastssd.detection import detect
+    from fastssd.deploy import Detector
     from fastssd.explain.draw import draw_detections
-    from fastssd.training import load_checkpoint
 
     path = checkpoint_in(checkpoint, "best")
     pictures = expand(images)
     targets = drawn_paths(pictures, out) if draw else []
-    use_gpu = accelerator is Accelerator.GPU or (accelerator is Accelerator.AUTO and torch.cuda.is_available())
-    model, made = load_checkpoint(path, "cuda" if use_gpu else "cpu")
+    detector = Detector(
+        path,
+        **where(path, accelerator),
+        score_threshold=score_threshold,
+        iou_threshold=nms_threshold,
+        max_detections=max_detections,
+    )
     out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
@@ -506,14 +570,7 @@ def predict(
             say(f"error: {error}")
             failed.append({"image": str(picture), "error": str(error)})
             continue
-        (found,) = detect(
-            model,
-            [image],
-            score_threshold=score_threshold,
-            iou_threshold=nms_threshold,
-            max_detections=max_detections,
-        )
-        names = found.names(made.class_names)
+        found = detector(image)
         entry: dict[str, Any] = {
             "image": str(picture),
             "width": image.shape[1],
@@ -522,26 +579,40 @@ def predict(
         }
         if draw:
             drawn = draw_detections(
-                image, found.boxes, found.labels, found.scores, made.class_names, min_size=SMALLEST_DRAWN
+                image, found.boxes, found.labels, found.scores, detector.class_names, min_size=SMALLEST_DRAWN
             )
             jpeg: dict[str, Any] = {"quality": 92, "subsampling": 0} if targets[number].suffix == ".jpg" else {}
             drawn.save(targets[number], **jpeg)
             entry["drawn"] = str(targets[number])
         entry["detections"] = [
             {"class": name, "label": int(label), "score": float(score), "box": [float(v) for v in box]}
-            for name, label, score, box in zip(names, found.labels, found.scores, found.boxes, strict=True)
+            for name, label, score, box in zip(found.names, found.labels, found.scores, found.boxes, strict=True)
         ]
         results.append(entry)
         if not as_json:
-            counts = ", ".join(f"{names.count(name)} {name}" for name in made.class_names if name in names)
+            counts = ", ".join(
+                f"{found.names.count(name)} {name}" for name in detector.class_names if name in found.names
+            )
             print(f"{picture}: {counts or 'nothing found'}" + (f" -> {targets[number]}" if draw else ""))
-    result = {"checkpoint": str(path), "class_names": list(made.class_names), "images": results, "failed": failed}
+    result = {"checkpoint": str(path), "class_names": list(detector.class_names), "images": results, "failed": failed}
     (out / "predictions.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     if as_json:
         print_json(result)
     if failed:
         say(f"{len(failed)} of {len(pictures)} pictures could not be read")
         raise typer.Exit(1)
+
+
+def where(path: Path, accelerator: Accelerator) -> dict[str, Any]:
+    """The options of a detector that say where it computes."""
+    from fastssd.deploy.networks import is_checkpoint
+
+    if not is_checkpoint(path):
+        return {"providers": ["CUDAExecutionProvider"]} if accelerator is Accelerator.GPU else {}
+    import torch
+
+    use_gpu = accelerator is Accelerator.GPU or (accelerator is Accelerator.AUTO and torch.cuda.is_available())
+    return {"device": "cuda" if use_gpu else "cpu"}
 
 
 def expand(images: Sequence[Path]) -> list[Path]:

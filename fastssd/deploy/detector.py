@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 
 from fastssd._image import resize_image
 from fastssd.deploy.metadata import Limits
-from fastssd.deploy.networks import CheckpointNetwork, Network, OnnxNetwork, Provider
+from fastssd.deploy.networks import CheckpointNetwork, Network, OnnxNetwork, Provider, is_checkpoint
 from fastssd.deploy.pictures import Picture, is_picture, read_picture
 from fastssd.deploy.result import NamedDetections
 from fastssd.ops import _face as face
-
-_ZIP = b"PK\x03\x04"  # how a checkpoint begins
 
 
 class Detector:
@@ -70,16 +68,13 @@ class Detector:
         self.batch_size = face.count("batch_size", batch_size, low=1)
         if threads is not None:
             threads = face.count("threads", threads, low=1)
-        with open(self.path, "rb") as file:
-            is_checkpoint = file.read(len(_ZIP)) == _ZIP
-        if is_checkpoint and providers is not None:
+        of_torch = is_checkpoint(self.path)
+        if of_torch and providers is not None:
             raise ValueError(f"providers: onnxruntime's, but {self.path} is a checkpoint; device chooses where it runs")
-        if not is_checkpoint and device is not None:
+        if not of_torch and device is not None:
             raise ValueError(f"device: torch's, but {self.path} is no checkpoint; providers choose where ONNX runs")
         self.network: Network = (
-            CheckpointNetwork(self.path, threads, device)
-            if is_checkpoint
-            else OnnxNetwork(self.path, threads, providers)
+            CheckpointNetwork(self.path, threads, device) if of_torch else OnnxNetwork(self.path, threads, providers)
         )
         given: dict[str, Any] = {
             "score_threshold": score_threshold,

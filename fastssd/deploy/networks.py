@@ -17,6 +17,23 @@ from fastssd.ops.postprocess import Detections
 Provider = str | tuple[str, dict[str, Any]]
 CPU = ("CPUExecutionProvider",)
 
+_ZIP = b"PK\x03\x04"  # how a checkpoint begins
+_IR_VERSION = b"\x08"  # the key of its first field, with which an ONNX file begins
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether the file is for torch, not for onnxruntime.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is for neither of them.
+    """
+    with open(path, "rb") as file:
+        start = file.read(len(_ZIP))
+    if start != _ZIP and not start.startswith(_IR_VERSION):
+        raise ValueError(f"{os.fspath(path)} is neither a checkpoint nor an ONNX file")
+    return start == _ZIP
+
 
 class Network(Protocol):
     info: NetworkInfo
@@ -56,9 +73,7 @@ class OnnxNetwork:
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=list(providers or CPU))
         except Exception as error:  # onnxruntime has a class for each of its status codes
-            raise ValueError(
-                f"{os.fspath(path)} is neither a checkpoint nor an ONNX file that onnxruntime can run: {error}"
-            ) from error
+            raise ValueError(f"{os.fspath(path)} is damaged or not an ONNX file: {error}") from error
         try:
             self.info = NetworkInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map)
         except ValueError as error:
