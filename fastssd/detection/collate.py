@@ -48,7 +48,7 @@ class TargetCollate:
     labels integers [G] from 1; G may be 0.
 
     Args:
-        anchors: [A, 4] xyxy, array or tensor.
+        anchors: [A, 4] xyxy, array or tensor; float32 unless they are float64, and the deltas with them.
         iou_threshold, background_threshold, force_match, variances: as in :func:`fastssd.ops.assign_targets`.
         boxes_in_pixels: the boxes are in pixels of their image and the anchors fractions of it; False: both are in the
             same unit.
@@ -75,7 +75,7 @@ class TargetCollate:
         boxes_in_pixels: bool = False,
         num_classes: int | None = None,
     ) -> None:
-        self.anchors: NDArray[Any] = np.array(face.to_numpy("anchors", anchors))
+        self.anchors: NDArray[Any] = np.array(*face.promote(face.to_numpy("anchors", anchors)))
         self.options: dict[str, Any] = {
             "iou_threshold": iou_threshold,
             "background_threshold": background_threshold,
@@ -94,7 +94,7 @@ class TargetCollate:
             image, boxes, labels, image_id = _parts(place, sample)
             where = f"picture {place} of the batch" + ("" if image_id is None else f" ({image_id})")
             _check_image(where, image, images[0] if images else image)
-            boxes, labels = _boxes_and_labels(where, boxes, labels)
+            boxes, labels = _boxes_and_labels(where, boxes, labels, self.anchors.dtype)
             difficult = getattr(sample, "difficult", None)
             if difficult is not None:
                 keep = ~face.to_numpy(f"{where}: difficult", difficult).astype(bool)
@@ -170,7 +170,9 @@ def _check_image(where: str, image: Any, first: Any) -> None:
         )
 
 
-def _boxes_and_labels(where: str, boxes: Any, labels: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def _boxes_and_labels(
+    where: str, boxes: Any, labels: Any, dtype: np.dtype[Any]
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
     layout = getattr(getattr(boxes, "format", None), "name", "XYXY")  # of torchvision's BoundingBoxes
     if layout != "XYXY":
         raise ValueError(f"{where}: boxes: expected the format XYXY, got {layout}")
@@ -181,5 +183,4 @@ def _boxes_and_labels(where: str, boxes: Any, labels: Any) -> tuple[NDArray[Any]
     classes = face.integers(f"{where}: labels", face.to_numpy(f"{where}: labels", labels))
     face.check_shape(f"{where}: labels", classes, ("G",))
     face.check_length(f"{where}: labels", classes, "boxes", len(array))
-    (array,) = face.promote(array)
-    return array, classes
+    return array.astype(dtype, copy=False), classes
