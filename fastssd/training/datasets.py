@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fastssd.data import DetectionDataset, Sample
 from fastssd.detection.collate import TargetBatch, TargetCollate
 from fastssd.detection.preprocess import resize_image
-from fastssd.training.augment import Augment
+from fastssd.training.augment import Augment, Picture
 from fastssd.training.metrics import GroundTruth
 
-CACHE_LIMIT = 2 << 30  # bytes of resized pictures that are kept in memory without being asked
+CACHE_LIMIT = 2 << 30  # bytes of pictures that are kept in memory without being asked
 
 
-class Picture(NamedTuple):
+class EvalPicture(NamedTuple):
     """A sample at the network's size."""
 
     image: NDArray[np.uint8]  # [S, S, 3]
@@ -37,6 +37,31 @@ class EvalBatch(NamedTuple):
     truths: list[GroundTruth]
 
 
+class Cached:
+    """The samples of a data set, kept in memory once they were read.
+
+    Args:
+        dataset: what to read from.
+        cache: whether to keep them; None: if all together stay under :data:`CACHE_LIMIT`, judged by the first.
+    """
+
+    def __init__(self, dataset: DetectionDataset, cache: bool | None = None) -> None:
+        self.dataset = dataset
+        self.cached = len(dataset) * dataset[0].image.nbytes <= CACHE_LIMIT if cache is None else cache
+        self._kept: dict[int, Sample] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._kept.get(index)
+        if sample is None:
+            sample = self.dataset[index]
+            if self.cached:
+                self._kept[index] = sample
+        return sample
+
+
 class Resized:
     """The pictures of a data set at the network's size, kept in memory once they were read.
 
@@ -50,16 +75,16 @@ class Resized:
         self.dataset = dataset
         self.size = size
         self.cached = len(dataset) * size * size * 3 <= CACHE_LIMIT if cache is None else cache
-        self._kept: dict[int, Picture] = {}
+        self._kept: dict[int, EvalPicture] = {}
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Picture:
+    def __getitem__(self, index: int) -> EvalPicture:
         picture = self._kept.get(index)
         if picture is None:
             sample = self.dataset[index]
-            picture = Picture(
+            picture = EvalPicture(
                 resize_image(sample.image, self.size),
                 GroundTruth(sample.boxes, sample.labels, sample.difficult),
                 sample.image.shape[:2],
@@ -77,27 +102,33 @@ class TrainSet(Dataset[Sample]):
     and not on the worker process that answers.
     """
 
-    def __init__(self, pictures: Resized, augment: Augment, seed: int) -> None:
-        self.pictures = pictures
+    def __init__(self, samples: Cached, augment: Augment, size: int, seed: int) -> None:
+        self.samples = samples
         self.augment = augment
+        self.size = size
         self.seed = seed
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.samples)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
-        picture = self.pictures[index]
-        height, width = picture.size
-        learnt = ~picture.truth.difficult
-        scale = np.array([width, height, width, height], np.float32)
-        boxes: NDArray[np.float32] = picture.truth.boxes[learnt] / scale
         rng = np.random.default_rng((self.seed, epoch, index))
-        image, boxes, labels = self.augment(picture.image, boxes, picture.truth.labels[learnt], rng)
-        return Sample(image, boxes, labels, picture.image_id, np.zeros(len(boxes), bool))
+        samples = [self.samples[index]]
+        if rng.random() < self.augment.mosaic:
+            samples += [self.samples[int(other)] for other in rng.integers(len(self), size=3)]
+        image, boxes, labels = self.augment([_learnt(sample) for sample in samples], self.size, rng)
+        return Sample(image, boxes, labels, samples[0].image_id, np.zeros(len(boxes), bool))
 
 
-class EvalSet(Dataset[tuple[int, Picture]]):
+def _learnt(sample: Sample) -> Picture:
+    """A picture with the boxes that are learnt, as fractions of it."""
+    scale = np.array([sample.image.shape[1], sample.image.shape[0]] * 2, np.float32)
+    learnt = ~sample.difficult
+    return sample.image, sample.boxes[learnt] / scale, sample.labels[learnt]
+
+
+class EvalSet(Dataset[tuple[int, EvalPicture]]):
     """The pictures as they are, each with its index."""
 
     def __init__(self, pictures: Resized) -> None:
@@ -106,7 +137,7 @@ class EvalSet(Dataset[tuple[int, Picture]]):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> tuple[int, Picture]:
+    def __getitem__(self, index: int) -> tuple[int, EvalPicture]:
         return index, self.pictures[index]
 
 
@@ -147,10 +178,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def train_loader(
-    pictures: Resized,
+    samples: Cached,
     augment: Augment,
     collate: TargetCollate,
     *,
+    size: int,
     batch_size: int,
     seed: int,
     num_workers: int | None = None,
@@ -161,18 +193,19 @@ def train_loader(
     left out; another epoch has other pictures in it.
 
     Args:
-        pictures: the training set.
+        samples: the training set.
         augment: what is done to them.
         collate: makes the targets.
+        size: height and width of the network's input, pixels.
         batch_size: pictures a step in this process.
         seed: decides order and augmentation.
         num_workers: processes that read; None: none for pictures that are kept in memory, else some of the cores.
         rank, world_size: as in :class:`EpochSampler`.
     """
-    sampler = EpochSampler(len(pictures), seed, rank, world_size)
-    workers = _workers(pictures, num_workers)
+    sampler = EpochSampler(len(samples), seed, rank, world_size)
+    workers = _workers(samples, num_workers)
     return DataLoader(
-        TrainSet(pictures, augment, seed),  # type: ignore[arg-type]
+        TrainSet(samples, augment, size, seed),  # type: ignore[arg-type]
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
@@ -201,17 +234,17 @@ def eval_loader(
     )
 
 
-def _workers(pictures: Resized, num_workers: int | None) -> int:
+def _workers(pictures: Cached | Resized, num_workers: int | None) -> int:
     if num_workers is not None:
         return num_workers
     return 0 if pictures.cached else min(4, max(1, (os.cpu_count() or 1) // 2))
 
 
-def _stack(pictures: Sequence[Picture]) -> Tensor:
+def _stack(pictures: Sequence[EvalPicture]) -> Tensor:
     return torch.from_numpy(np.stack([picture.image for picture in pictures]))
 
 
-def _collate_eval(items: Sequence[tuple[int, Picture]]) -> EvalBatch:
+def _collate_eval(items: Sequence[tuple[int, EvalPicture]]) -> EvalBatch:
     pictures = [picture for _, picture in items]
     return EvalBatch(
         _stack(pictures),

@@ -20,7 +20,7 @@ from fastssd.detection.postprocess import ImageDetections, detect_batch
 from fastssd.detection.preprocess import to_input
 from fastssd.training.checkpoint import KEY, CheckpointInfo
 from fastssd.training.config import TrainConfig
-from fastssd.training.datasets import EpochSampler, EvalBatch, Resized, eval_loader, train_loader
+from fastssd.training.datasets import Cached, EpochSampler, EvalBatch, Resized, eval_loader, train_loader
 from fastssd.training.metrics import MAX_DETECTIONS, GroundTruth, coco_metrics
 
 
@@ -61,9 +61,9 @@ class StepClock:
 class DetectorData(L.LightningDataModule):
     """The loaders of this process's share, and the place at which the first epoch begins."""
 
-    def __init__(self, train: Resized, evaluation: Resized, preset: Preset, config: TrainConfig) -> None:
+    def __init__(self, train: Cached, evaluation: Resized, preset: Preset, config: TrainConfig) -> None:
         super().__init__()
-        self.train_pictures = train
+        self.train_samples = train
         self.eval_pictures = evaluation
         self.config = config
         self.collate = config.criterion.collate(preset.anchors(), preset.variances)
@@ -73,9 +73,10 @@ class DetectorData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[TargetBatch]:
         assert self.trainer is not None
         loader = train_loader(
-            self.train_pictures,
+            self.train_samples,
             self.config.augment,
             self.collate,
+            size=self.eval_pictures.size,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             num_workers=self.config.num_workers,

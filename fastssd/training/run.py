@@ -20,7 +20,7 @@ from fastssd.detection.postprocess import ImageDetections
 from fastssd.training import report
 from fastssd.training.checkpoint import CheckpointInfo, load_checkpoint, read_checkpoint, read_info
 from fastssd.training.config import AUTOCAST, TrainConfig
-from fastssd.training.datasets import Resized, eval_loader
+from fastssd.training.datasets import Cached, Resized, eval_loader
 from fastssd.training.metrics import GroundTruth
 from fastssd.training.module import DetectorData, DetectorModule, detect_eval_batch, metrics_of
 from fastssd.training.stopping import StopAfterStep, Stopped, stop_signals
@@ -116,9 +116,9 @@ def train(
         torch.manual_seed(config.seed)
         model = build_model(config.model, len(class_names), preset)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    pictures = Resized(train_data, preset.image_size, config.cache)
+    samples = Cached(train_data, config.cache)
     eval_pictures = Resized(eval_data, preset.image_size, config.cache)
-    data = DetectorData(pictures, eval_pictures, preset, config)
+    data = DetectorData(samples, eval_pictures, preset, config)
     if info:
         data.start = (info.epoch, info.batches)
     module = DetectorModule(model, config, class_names, report_line)
