@@ -20,10 +20,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any
 
 from fastssd import ops
+from fastssd.compat._routes import Routes
 
 try:
     import torch
@@ -222,34 +221,16 @@ def multibox_detection(
     return torch.cat([label.unsqueeze(-1), score.unsqueeze(-1), boxes], -1)
 
 
-class patch:
-    """Route ``d2l.torch``'s box functions through this module, so that a notebook of the book runs unchanged.
+def patch() -> Routes:
+    """Route the box functions of the package d2l through this module, so that a notebook of the book runs unchanged.
 
-    ``patch()`` alone is for good; ``with patch(): ...`` ends with the block, and so does :meth:`restore`.
+    ``patch()`` alone is for good; ``with patch(): ...`` ends with the block, and so does the result's ``restore()``.
 
     Raises:
         ImportError: the package d2l, or what it imports, is missing.
     """
-
-    def __init__(self) -> None:
-        self._module: Any = importlib.import_module("d2l.torch")
-        names = [name for name in __all__ if name != "patch"]
-        self._before = {name: getattr(self._module, name) for name in names}
-        for name in names:
-            setattr(self._module, name, globals()[name])
-
-    def restore(self) -> None:
-        """Give ``d2l.torch`` back the functions that it had."""
-        for name, function in self._before.items():
-            setattr(self._module, name, function)
-
-    def __enter__(self) -> patch:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.restore()
+    host = importlib.import_module("d2l.torch")
+    return Routes(["d2l"], [(getattr(host, name), globals()[name]) for name in __all__ if name != "patch"])
 
 
 def _match(anchors: Tensor, ground_truth: Tensor, iou_threshold: float) -> Tensor:
