@@ -202,32 +202,32 @@ class Box2BoxTransform:
         Raises:
             ValueError: a source box has no positive width.
         """
-        source_size, source_center = _size_and_center(src_boxes)
-        target_size, target_center = _size_and_center(target_boxes)
-        if not bool((source_size[:, 0] > 0).all()):
-            raise ValueError("src_boxes: expected boxes of positive width")
-        weights = self._weights_as(source_size)
-        shift = (weights[:2] * (target_center - source_center)).to(source_size.dtype) / source_size
-        scale = (weights[2:] * torch.log(target_size / source_size)).to(source_size.dtype)
-        return torch.cat([shift, scale], dim=1)
+        positions, scales = [], []
+        for axis in (0, 1):
+            size, center = _size_and_center(src_boxes, axis)
+            target_size, target_center = _size_and_center(target_boxes, axis)
+            if axis == 0 and not bool((size > 0).all()):
+                raise ValueError("src_boxes: expected boxes of positive width")
+            positions.append(self.weights[axis] * (target_center - center) / size)
+            scales.append(self.weights[2 + axis] * torch.log(target_size / size))
+        return torch.stack(positions + scales, dim=1)
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         """The boxes that `deltas` [N, K * 4] make of `boxes` [N, 4]: [N, K * 4] float32."""
         deltas = deltas.float()
-        size, center = _size_and_center(boxes.float())
-        scaled = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4) / self._weights_as(deltas)
-        center = scaled[..., :2] * size[:, None] + center[:, None]
-        half = 0.5 * (torch.exp(scaled[..., 2:].clamp(max=self.scale_clamp)) * size[:, None])
-        return torch.cat([center - half, center + half], dim=-1).reshape(deltas.shape)
-
-    def _weights_as(self, like: Tensor) -> Tensor:
-        # Half precision meets them in float32, as it meets Python's numbers.
-        dtype = like.dtype if like.dtype == torch.float64 else torch.float32
-        return torch.tensor(self.weights, dtype=dtype, device=like.device)
+        low, high = [], []
+        for axis in (0, 1):
+            size, center = _size_and_center(boxes.float()[:, None], axis)  # [N, 1]
+            moved = deltas[:, axis::4] / self.weights[axis] * size + center  # [N, K]
+            scale = torch.clamp(deltas[:, 2 + axis :: 4] / self.weights[2 + axis], max=self.scale_clamp)
+            half = 0.5 * (torch.exp(scale) * size)
+            low.append(moved - half)
+            high.append(moved + half)
+        return torch.stack(low + high, dim=2).reshape(deltas.shape)
 
 
 def patch() -> Routes:
-    """Route detectron2 through this module: IoU, NMS at once, matcher and transform in models that are built after.
+    """Route detectron2 through this module: IoU and NMS at once, the matcher in models that are built after.
 
     ``patch()`` alone is for good; ``with patch(): ...`` ends with the block, and so does ``patch().restore()``.
 
@@ -253,9 +253,9 @@ def _at_most_one(iou_threshold: float) -> float:
     return min(iou_threshold, 1.0)  # no IoU is greater than 1, so thresholds above it say the same: delete nothing
 
 
-def _size_and_center(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    size = boxes[:, 2:] - boxes[:, :2]
-    return size, boxes[:, :2] + 0.5 * size
+def _size_and_center(boxes: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    size = boxes[..., 2 + axis] - boxes[..., axis]
+    return size, boxes[..., axis] + 0.5 * size
 
 
 def _best_of_columns(quality: Any) -> tuple[Tensor, Tensor]:
