@@ -1,5 +1,7 @@
 """Box operators for detection: NumPy in, NumPy out; torch in, torch out. docs/contract.md says what they promise."""
 
+import sys
+
 from fastssd.ops.anchors import grid_anchors
 from fastssd.ops.boxes import box_area, box_convert, clip_boxes_to_image, remove_small_boxes
 from fastssd.ops.coding import decode_boxes, encode_boxes
@@ -42,3 +44,6 @@ __all__ = [
     "remove_small_boxes",
     "soft_nms",
 ]
+
+if "torch" in sys.modules:  # else the first call that torch has to dispatch does it
+    from fastssd.ops import _library  # noqa: F401  registers torch.ops.fastssd.*

@@ -29,6 +29,34 @@ def is_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
+def dispatched(*arrays: Array) -> bool:
+    """Whether torch has to dispatch this call: it is traced, mapped or differentiated as a function, or a tensor among
+    `arrays` is on another device or no plain tensor. Without arrays, whether torch.compile traces it.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    if torch.compiler.is_dynamo_compiling():  # what torch.compile sees as True
+        return True
+    core = torch._C
+    traced = core._len_torch_dispatch_stack() or core._are_functorch_transforms_active() or core._get_tracing_state()
+    tensor = torch.Tensor
+    for array in arrays:
+        kind = type(array)
+        if kind is tensor or isinstance(array, tensor):
+            plain = kind is tensor or kind.__torch_dispatch__ is tensor.__torch_dispatch__
+            if traced or not plain or not array.is_cpu:
+                return True
+    return False
+
+
+def dispatch(name: str, *arguments: Any) -> Any:
+    """The function called `name` of :mod:`fastssd.ops._traced`, which calls ``torch.ops.fastssd.*``."""
+    from fastssd.ops import _traced
+
+    return getattr(_traced, name)(*arguments)
+
+
 def to_numpy(name: str, value: Array) -> NDArray[Any]:
     """A NumPy view of `value` (a copy where there is no other way); bfloat16 becomes float32.
 
@@ -182,13 +210,16 @@ def wants_gradient(*arrays: Array) -> bool:
     return False
 
 
-def differentiable(kernel: Callable[..., Any], formula: Callable[..., Any], *arrays: Array) -> Any:
-    """``kernel(*arrays)``; where a gradient is wanted, with the derivative of the torch formula."""
+def differentiable(kernel: Callable[..., Any], formula: str, arrays: Sequence[Array], *options: Any) -> Any:
+    """``kernel(*arrays)``; where a gradient is wanted, with the derivative of a formula of `fastssd.ops._formulas`,
+    which takes `arrays` and `options`.
+    """
     if not wants_gradient(*arrays):
         return kernel(*arrays)
-    from fastssd.ops import _gradient
+    from fastssd.ops import _formulas, _gradient
 
-    return _gradient.differentiable(kernel, formula, *arrays)
+    function = getattr(_formulas, formula)
+    return _gradient.differentiable(kernel, lambda *tensors: function(*tensors, *options), *arrays)
 
 
 def with_gradient(value: Any, write: Callable[..., None], array: Array, *others: Array) -> Any:

@@ -50,6 +50,8 @@ def grid_anchors(
         >>> grid_anchors([32, 16, 8, 4, 1], [(.2, .272), (.37, .447), (.54, .619), (.71, .79), (.88, .961)]).shape
         (5444, 4)
     """
+    if face.dispatched():
+        return face.dispatch("grid_anchors", grid_sizes, scales, aspect_ratios, image_size, clip, dtype)
     kind = np.dtype(dtype)
     if kind not in (np.float32, np.float64):
         raise TypeError(f"dtype: expected float32 or float64, got {kind}")

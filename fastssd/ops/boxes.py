@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from fastssd.backends import BOX_FORMATS, active_backend
 from fastssd.ops import _face as face
@@ -25,6 +26,9 @@ def box_area(boxes: Array) -> Any:
         TypeError, ValueError: `boxes` is not an array of boxes.
     """
 
+    if type(boxes) is not ndarray and face.dispatched(boxes):
+        return face.dispatch("call", "box_area", (boxes,))
+
     def kernel(boxes: Array) -> Any:
         array = face.to_numpy("boxes", boxes)
         face.check_shape("boxes", array, ("...", 4))
@@ -33,12 +37,7 @@ def box_area(boxes: Array) -> Any:
         active_backend().box_area(flat.reshape(-1, 4), out.reshape(-1))
         return face.like(boxes, out)
 
-    return face.differentiable(kernel, _area_formula, boxes)
-
-
-def _area_formula(boxes: Any) -> Any:
-    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
-    return sides[..., 0] * sides[..., 1]
+    return face.differentiable(kernel, "box_area", (boxes,))
 
 
 def box_convert(boxes: Array, in_fmt: str, out_fmt: str) -> Any:
@@ -55,6 +54,8 @@ def box_convert(boxes: Array, in_fmt: str, out_fmt: str) -> Any:
     Raises:
         TypeError, ValueError: `boxes` is not an array of boxes, or a format is unknown.
     """
+    if type(boxes) is not ndarray and face.dispatched(boxes):
+        return face.dispatch("call", "box_convert", (boxes,), in_fmt, out_fmt)
     source, target = face.choice("in_fmt", in_fmt, BOX_FORMATS), face.choice("out_fmt", out_fmt, BOX_FORMATS)
 
     def kernel(boxes: Array) -> Any:
@@ -65,13 +66,7 @@ def box_convert(boxes: Array, in_fmt: str, out_fmt: str) -> Any:
         active_backend().box_convert(flat.reshape(-1, 4), source, target, out.reshape(-1, 4))
         return face.like(boxes, out)
 
-    # A conversion is linear: its matrix is what it makes of the four unit vectors.
-    def formula(boxes: Any) -> Any:
-        matrix = np.empty((4, 4))
-        active_backend().box_convert(np.eye(4), source, target, matrix)
-        return boxes @ boxes.new_tensor(matrix)
-
-    return face.differentiable(kernel, formula, boxes)
+    return face.differentiable(kernel, "box_convert", (boxes,), in_fmt, out_fmt)
 
 
 def clip_boxes_to_image(boxes: Array, size: tuple[float, float]) -> Any:
@@ -87,6 +82,8 @@ def clip_boxes_to_image(boxes: Array, size: tuple[float, float]) -> Any:
     Raises:
         TypeError, ValueError: `boxes` is not an array of boxes, or `size` is not two non-negative numbers.
     """
+    if type(boxes) is not ndarray and face.dispatched(boxes):
+        return face.dispatch("call", "clip_boxes_to_image", (boxes,), size)
     height, width = check_size("size", size)
 
     def kernel(boxes: Array) -> Any:
@@ -97,10 +94,7 @@ def clip_boxes_to_image(boxes: Array, size: tuple[float, float]) -> Any:
         active_backend().clip_boxes_to_image(flat.reshape(-1, 4), height, width, out.reshape(-1, 4))
         return face.like(boxes, out)
 
-    def formula(boxes: Any) -> Any:
-        return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
-
-    return face.differentiable(kernel, formula, boxes)
+    return face.differentiable(kernel, "clip_boxes_to_image", (boxes,), height, width)
 
 
 def check_size(name: str, size: Any) -> tuple[float, float]:
@@ -126,6 +120,8 @@ def remove_small_boxes(boxes: Array, min_size: float) -> Any:
     Raises:
         TypeError, ValueError: `boxes` is not an array of boxes, or `min_size` is NaN.
     """
+    if type(boxes) is not ndarray and face.dispatched(boxes):
+        return face.dispatch("call", "remove_small_boxes", (boxes,), min_size)
     array = face.to_numpy("boxes", boxes)
     face.check_shape("boxes", array, ("N", 4))
     limit = face.number("min_size", min_size)

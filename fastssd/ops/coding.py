@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from fastssd.backends import active_backend
 from fastssd.ops import _face as face
@@ -29,6 +30,8 @@ def encode_boxes(boxes: Array, anchors: Array, *, variances: tuple[float, float]
     Source:
         SSD, arXiv:1512.02325, equation 2.
     """
+    if type(boxes) is not ndarray and face.dispatched(boxes, anchors):
+        return face.dispatch("call", "encode_boxes", (boxes, anchors), variances)
     center, size = face.check_variances(variances)
 
     def kernel(boxes: Array, anchors: Array) -> Any:
@@ -42,12 +45,7 @@ def encode_boxes(boxes: Array, anchors: Array, *, variances: tuple[float, float]
         active_backend().encode_boxes(flat.reshape(rows), priors, center, size, out.reshape(rows))
         return face.like(boxes if face.is_tensor(boxes) else anchors, out)
 
-    def formula(boxes: Any, anchors: Any) -> Any:
-        cxcy, wh = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
-        acxcy, awh = (anchors[..., :2] + anchors[..., 2:]) / 2, anchors[..., 2:] - anchors[..., :2]
-        return _side_by_side((cxcy - acxcy) / awh / center, (wh / awh).log() / size)
-
-    return face.differentiable(kernel, formula, boxes, anchors)
+    return face.differentiable(kernel, "encode_boxes", (boxes, anchors), center, size)
 
 
 def decode_boxes(deltas: Array, anchors: Array, *, variances: tuple[float, float] = (0.1, 0.2)) -> Any:
@@ -68,6 +66,8 @@ def decode_boxes(deltas: Array, anchors: Array, *, variances: tuple[float, float
     Source:
         SSD, arXiv:1512.02325, equation 2.
     """
+    if type(deltas) is not ndarray and face.dispatched(deltas, anchors):
+        return face.dispatch("call", "decode_boxes", (deltas, anchors), variances)
     center, size = face.check_variances(variances)
 
     def kernel(deltas: Array, anchors: Array) -> Any:
@@ -79,12 +79,7 @@ def decode_boxes(deltas: Array, anchors: Array, *, variances: tuple[float, float
         active_backend().decode_boxes(flat.reshape(rows), priors, center, size, out.reshape(rows))
         return face.like(deltas if face.is_tensor(deltas) else anchors, out)
 
-    def formula(deltas: Any, anchors: Any) -> Any:
-        acxcy, awh = (anchors[..., :2] + anchors[..., 2:]) / 2, anchors[..., 2:] - anchors[..., :2]
-        cxcy, half = deltas[..., :2] * center * awh + acxcy, (deltas[..., 2:] * size).exp() * awh / 2
-        return _side_by_side(cxcy - half, cxcy + half)
-
-    return face.differentiable(kernel, formula, deltas, anchors)
+    return face.differentiable(kernel, "decode_boxes", (deltas, anchors), center, size)
 
 
 def check_codable(name: str, boxes: Any) -> None:
@@ -96,10 +91,3 @@ def check_codable(name: str, boxes: Any) -> None:
 def _check_pair(name: str, array: Any, anchors: Any) -> None:
     face.check_shape("anchors", anchors, ("A", 4))
     face.check_shape(name, array, ("...", len(anchors), 4))
-
-
-def _side_by_side(first: Any, second: Any) -> Any:
-    """Two tensors [..., 2] as one [..., 4], with tensor methods only: torch is not imported here."""
-    joined = first.new_zeros((*first.shape[:-1], 4))
-    joined = joined.slice_scatter(first, -1, 0, 2)
-    return joined.slice_scatter(second, -1, 2, 4)

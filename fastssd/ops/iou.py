@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 from numpy.typing import NDArray
 
 from fastssd.backends import active_backend, shortcuts
 from fastssd.ops import _face as face
 from fastssd.ops._face import Array
-
-_EPS = 1e-7
 
 
 def box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) -> Any:
@@ -34,8 +32,10 @@ def box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) -> Any:
     Source:
         Same result as ``torchvision.ops.box_iou``, bit for bit on finite boxes of positive area.
     """
+    if type(boxes1) is not ndarray and face.dispatched(boxes1, boxes2):
+        return face.dispatch("call_pairwise", "box_iou", boxes1, boxes2, out)
     found = shortcuts.box_iou(boxes1, boxes2, out)
-    return found if found is not None else _pairwise("box_iou", _iou_formula, boxes1, boxes2, out)
+    return found if found is not None else _pairwise("box_iou", boxes1, boxes2, out)
 
 
 def generalized_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) -> Any:
@@ -46,8 +46,10 @@ def generalized_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = Non
     Source:
         arXiv:1902.09630, algorithm 1.
     """
+    if type(boxes1) is not ndarray and face.dispatched(boxes1, boxes2):
+        return face.dispatch("call_pairwise", "generalized_box_iou", boxes1, boxes2, out)
     found = shortcuts.generalized_box_iou(boxes1, boxes2, out)
-    return found if found is not None else _pairwise("generalized_box_iou", _generalized_formula, boxes1, boxes2, out)
+    return found if found is not None else _pairwise("generalized_box_iou", boxes1, boxes2, out)
 
 
 def distance_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) -> Any:
@@ -58,8 +60,10 @@ def distance_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) 
     Source:
         arXiv:1911.08287, equation 7.
     """
+    if type(boxes1) is not ndarray and face.dispatched(boxes1, boxes2):
+        return face.dispatch("call_pairwise", "distance_box_iou", boxes1, boxes2, out)
     found = shortcuts.distance_box_iou(boxes1, boxes2, out)
-    return found if found is not None else _pairwise("distance_box_iou", _distance_formula, boxes1, boxes2, out)
+    return found if found is not None else _pairwise("distance_box_iou", boxes1, boxes2, out)
 
 
 def complete_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) -> Any:
@@ -71,8 +75,10 @@ def complete_box_iou(boxes1: Array, boxes2: Array, *, out: Array | None = None) 
     Source:
         arXiv:1911.08287, equations 8 to 11.
     """
+    if type(boxes1) is not ndarray and face.dispatched(boxes1, boxes2):
+        return face.dispatch("call_pairwise", "complete_box_iou", boxes1, boxes2, out)
     found = shortcuts.complete_box_iou(boxes1, boxes2, out)
-    return found if found is not None else _pairwise("complete_box_iou", _complete_formula, boxes1, boxes2, out)
+    return found if found is not None else _pairwise("complete_box_iou", boxes1, boxes2, out)
 
 
 def paired_box_iou(boxes1: Array, boxes2: Array) -> Any:
@@ -88,6 +94,8 @@ def paired_box_iou(boxes1: Array, boxes2: Array) -> Any:
     Raises:
         TypeError, ValueError: an argument is not an array of boxes, or the shapes differ.
     """
+    if type(boxes1) is not ndarray and face.dispatched(boxes1, boxes2):
+        return face.dispatch("call", "paired_box_iou", (boxes1, boxes2))
     found = shortcuts.paired_box_iou(boxes1, boxes2)
     if found is not None:
         return found
@@ -103,10 +111,10 @@ def paired_box_iou(boxes1: Array, boxes2: Array) -> Any:
         active_backend().paired_box_iou(flat1.reshape(-1, 4), flat2.reshape(-1, 4), result.reshape(-1))
         return face.like(boxes1 if face.is_tensor(boxes1) else boxes2, result)
 
-    return face.differentiable(kernel, lambda a, b: _iou_and_union_formula(a, b)[0], boxes1, boxes2)
+    return face.differentiable(kernel, "paired_box_iou", (boxes1, boxes2))
 
 
-def _pairwise(name: str, formula: Callable[..., Any], boxes1: Array, boxes2: Array, out: Array | None) -> Any:
+def _pairwise(name: str, boxes1: Array, boxes2: Array, out: Array | None) -> Any:
     def kernel(boxes1: Array, boxes2: Array) -> Any:
         array1, array2 = face.to_numpy("boxes1", boxes1), face.to_numpy("boxes2", boxes2)
         face.check_shape("boxes1", array1, ("...", "N", 4))
@@ -129,7 +137,7 @@ def _pairwise(name: str, formula: Callable[..., Any], boxes1: Array, boxes2: Arr
 
     if out is not None and face.wants_gradient(boxes1, boxes2):
         raise ValueError("out: cannot be given where a gradient is wanted")
-    return face.differentiable(kernel, formula, boxes1, boxes2)
+    return face.differentiable(kernel, name, (boxes1, boxes2))
 
 
 def _broadcast(shape1: tuple[int, ...], shape2: tuple[int, ...]) -> tuple[int, ...]:
@@ -151,62 +159,3 @@ def _given(out: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[
             f"got {array.dtype} {list(array.shape)} with strides {array.strides}"
         )
     return array
-
-
-# The same measures on torch tensors, for their derivatives. Only tensor methods: torch is not imported here.
-
-
-def _iou_and_union_formula(boxes1: Any, boxes2: Any) -> tuple[Any, Any]:
-    sides = (boxes1[..., 2:].minimum(boxes2[..., 2:]) - boxes1[..., :2].maximum(boxes2[..., :2])).clamp(min=0)
-    inter = sides[..., 0] * sides[..., 1]
-    sides1, sides2 = (boxes1[..., 2:] - boxes1[..., :2]).clamp(min=0), (boxes2[..., 2:] - boxes2[..., :2]).clamp(min=0)
-    union = sides1[..., 0] * sides1[..., 1] + sides2[..., 0] * sides2[..., 1] - inter
-    valid = union > 0
-    return inter.where(valid, 0 * inter) / union.where(valid, union.new_ones(())), union
-
-
-def _every(boxes1: Any, boxes2: Any) -> tuple[Any, Any]:
-    """Every pair; rows that are not finite are replaced by a constant, for their value does not depend on them."""
-    both = []
-    for boxes in (boxes1, boxes2):
-        finite = boxes.isfinite().all(-1, keepdim=True)
-        both.append(boxes.where(finite, boxes.new_zeros(())))
-    return both[0][..., :, None, :], both[1][..., None, :, :]
-
-
-def _iou_formula(boxes1: Any, boxes2: Any) -> Any:
-    return _iou_and_union_formula(*_every(boxes1, boxes2))[0]
-
-
-def _hull(boxes1: Any, boxes2: Any) -> Any:
-    return (boxes1[..., 2:].maximum(boxes2[..., 2:]) - boxes1[..., :2].minimum(boxes2[..., :2])).clamp(min=0)
-
-
-def _generalized_formula(boxes1: Any, boxes2: Any) -> Any:
-    a, b = _every(boxes1, boxes2)
-    iou, union = _iou_and_union_formula(a, b)
-    sides = _hull(a, b)
-    hull = sides[..., 0] * sides[..., 1]
-    valid = hull > 0
-    return iou - (hull - union).where(valid, 0 * hull) / hull.where(valid, hull.new_ones(()))
-
-
-def _distance(a: Any, b: Any) -> Any:
-    iou, _ = _iou_and_union_formula(a, b)
-    diagonal = _hull(a, b).square().sum(-1) + _EPS
-    offset = (a[..., :2] + a[..., 2:]) / 2 - (b[..., :2] + b[..., 2:]) / 2
-    return iou - offset.square().sum(-1) / diagonal
-
-
-def _distance_formula(boxes1: Any, boxes2: Any) -> Any:
-    return _distance(*_every(boxes1, boxes2))
-
-
-def _complete_formula(boxes1: Any, boxes2: Any) -> Any:
-    a, b = _every(boxes1, boxes2)
-    iou, _ = _iou_and_union_formula(a, b)
-    sides_a, sides_b = (a[..., 2:] - a[..., :2]).clamp(min=0), (b[..., 2:] - b[..., :2]).clamp(min=0)
-    turn = sides_a[..., 0].atan2(sides_a[..., 1]) - sides_b[..., 0].atan2(sides_b[..., 1])
-    v = (4 / math.pi**2) * turn.square()
-    alpha = (v / (1 - iou + v + _EPS)).detach()
-    return _distance(a, b) - alpha * v

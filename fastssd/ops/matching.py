@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy import ndarray
 from numpy.typing import NDArray
 
 from fastssd.backends import FORCE_MATCH, Int, active_backend
@@ -67,6 +68,9 @@ def match_anchors(
     Source:
         SSD, arXiv:1512.02325, section 2.2, "Matching strategy".
     """
+    if type(anchors) is not ndarray and face.dispatched(anchors, gt_boxes):
+        options = (iou_threshold, background_threshold, force_match)
+        return Matches(*face.dispatch("call_matching", "match_anchors", anchors, gt_boxes, None, gt_counts, *options))
     thresholds = _thresholds(iou_threshold, background_threshold)
     force = face.choice("force_match", force_match, FORCE_MATCH)
     truth = _GroundTruth(anchors, gt_boxes, gt_counts)
@@ -104,6 +108,9 @@ def assign_targets(
     Source:
         SSD, arXiv:1512.02325, section 2.2.
     """
+    if type(anchors) is not ndarray and face.dispatched(anchors, gt_boxes, gt_labels):
+        truth, options = (gt_boxes, gt_labels, gt_counts), (iou_threshold, background_threshold, force_match, variances)
+        return Targets(*face.dispatch("call_matching", "assign_targets", anchors, *truth, *options))
     thresholds = _thresholds(iou_threshold, background_threshold)
     force = face.choice("force_match", force_match, FORCE_MATCH)
     center, size = face.check_variances(variances)

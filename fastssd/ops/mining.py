@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from fastssd.backends import active_backend
 from fastssd.ops import _face as face
@@ -32,6 +33,8 @@ def mine_hard_negatives(loss: Array, positive: Array, *, neg_pos_ratio: float = 
     Source:
         SSD, arXiv:1512.02325, section 2.2, "Hard negative mining".
     """
+    if type(loss) is not ndarray and face.dispatched(loss, positive):
+        return face.dispatch("call", "mine_hard_negatives", (loss, positive), neg_pos_ratio, min_negatives)
     losses, mask = face.to_numpy("loss", loss), face.to_numpy("positive", positive)
     face.check_shape("loss", losses, ("A",) if losses.ndim == 1 else ("B", "A"))
     face.check_shape("positive", mask, losses.shape if losses.ndim else ("A",))

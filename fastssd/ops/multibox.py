@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy import ndarray
 
 from fastssd.backends import active_backend
 from fastssd.ops import _face as face
@@ -43,6 +44,9 @@ def multibox_cross_entropy(
     Source:
         SSD, arXiv:1512.02325, section 2.2, equation 1 (the sum of the confidence loss) and "Hard negative mining".
     """
+    if type(logits) is not ndarray and face.dispatched(logits, labels):
+        found = face.dispatch("call", "multibox_cross_entropy", (logits, labels), neg_pos_ratio, min_negatives)
+        return MultiboxLoss(*found)
     scores, classes = face.to_numpy("logits", logits), face.to_numpy("labels", labels)
     one = scores.ndim == 2
     face.check_shape("logits", scores, ("A", "C") if one else ("B", "A", "C"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 from numpy.typing import NDArray
 
 from fastssd.backends import SOFT_NMS_METHODS, active_backend, shortcuts
@@ -33,6 +34,8 @@ def nms(boxes: Array, scores: Array, iou_threshold: float, *, nonfinite: str = "
     Source:
         Same indices as ``torchvision.ops.nms`` on finite boxes of positive area.
     """
+    if type(boxes) is not ndarray and face.dispatched(boxes, scores):
+        return face.dispatch("call", "nms", (boxes, scores), iou_threshold, nonfinite)
     if nonfinite == "drop" and (found := shortcuts.nms(boxes, scores, iou_threshold)) is not None:
         return found
     flat, values = _boxes_and_scores(boxes, scores, nonfinite)
@@ -59,6 +62,8 @@ def batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float, 
         ``torchvision.ops.batched_nms``; per group whatever the coordinates, where torchvision shifts groups apart and
         loses bits by it.
     """
+    if type(boxes) is not ndarray and face.dispatched(boxes, scores, idxs):
+        return face.dispatch("call", "batched_nms", (boxes, scores, idxs), iou_threshold, nonfinite)
     if nonfinite == "drop" and (found := shortcuts.batched_nms(boxes, scores, idxs, iou_threshold)) is not None:
         return found
     flat, values = _boxes_and_scores(boxes, scores, nonfinite)
@@ -100,6 +105,9 @@ def soft_nms(
     Source:
         Soft-NMS, arXiv:1704.04503, figure 2.
     """
+    if type(boxes) is not ndarray and face.dispatched(boxes, scores):
+        options = (method, iou_threshold, sigma, score_threshold, nonfinite)
+        return face.dispatch("call", "soft_nms", (boxes, scores), *options)
     flat, values = _boxes_and_scores(boxes, scores, nonfinite)
     code = face.choice("method", method, SOFT_NMS_METHODS)
     threshold = face.fraction("iou_threshold", iou_threshold)

@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy import ndarray
 
 from fastssd.backends import ACTIVATIONS, active_backend
 from fastssd.ops import _face as face
@@ -64,6 +65,9 @@ def postprocess_detections(
     Source:
         SSD, arXiv:1512.02325, section 3.1 (0.01, 0.45, 200); topk as in torchvision.
     """
+    if type(logits) is not ndarray and face.dispatched(logits, deltas, anchors):
+        options = (score_threshold, iou_threshold, topk, max_detections, clip, activation, variances)
+        return Detections(*face.dispatch("call", "postprocess_detections", (logits, deltas, anchors), *options))
     scores_in, deltas_in = face.to_numpy("logits", logits), face.to_numpy("deltas", deltas)
     priors = face.to_numpy("anchors", anchors)
     face.check_shape("anchors", priors, ("A", 4))
