@@ -1,0 +1,300 @@
+"""mmdetection's MaxIoUAssigner on our kernels: no matrix of overlaps is made."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastssd import ops
+from fastssd.compat.mmdet.overlaps import EPS, BboxOverlaps2D, bbox_overlaps, box_tensor, same_as_kernel
+
+_ANY_OVERLAP = math.ulp(0.0)  # as a threshold: reached by every IoU but 0
+
+
+class AssignResult:
+    """Which ground truth each prior is responsible for, with the attributes that mmdet's samplers and heads use.
+
+    Args:
+        num_gts: how many ground truths there were.
+        gt_inds: int64 [N]: -1 ignored, 0 negative, k + 1 positive for ground truth k.
+        max_overlaps: [N], the largest overlap of each prior with any ground truth.
+        labels: int64 [N], the label of the ground truth, -1 where the prior is not positive.
+
+    Source:
+        ``mmdet.models.task_modules.AssignResult``.
+    """
+
+    def __init__(self, num_gts: int, gt_inds: Tensor, max_overlaps: Tensor, labels: Tensor) -> None:
+        self.num_gts = num_gts
+        self.gt_inds = gt_inds
+        self.max_overlaps = max_overlaps
+        self.labels = labels
+        self._extra_properties: dict[str, Any] = {}
+
+    @property
+    def num_preds(self) -> int:
+        """How many priors."""
+        return len(self.gt_inds)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Everything in one dictionary."""
+        names = ("num_gts", "num_preds", "gt_inds", "max_overlaps", "labels")
+        return {name: getattr(self, name) for name in names} | self._extra_properties
+
+    def set_extra_property(self, key: str, value: Any) -> None:
+        """Keep a property of your own under a new name."""
+        if key in self.info:
+            raise ValueError(f"key: {key!r} is taken")
+        self._extra_properties[key] = value
+
+    def get_extra_property(self, key: str) -> Any:
+        """A property that was set, or None."""
+        return self._extra_properties.get(key)
+
+    def add_gt_(self, gt_labels: Tensor) -> None:
+        """Put the ground truths themselves in front, each assigned to itself."""
+        count = len(gt_labels)
+        own = torch.arange(1, count + 1, dtype=torch.int64, device=gt_labels.device)
+        self.gt_inds = torch.cat([own, self.gt_inds])
+        self.max_overlaps = torch.cat([self.max_overlaps.new_ones(count), self.max_overlaps])
+        self.labels = torch.cat([gt_labels, self.labels])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(num_gts={self.num_gts}, num_preds={self.num_preds})"
+
+
+class MaxIoUAssigner:
+    """Gives each prior (anchor, proposal) the ground truth that it overlaps most.
+
+    1. Every prior is ignored (-1).
+    2. Where its largest overlap lies in the range of `neg_iou_thr` it is negative (0).
+    3. Where that overlap reaches `pos_iou_thr` it is positive (k + 1) for its best ground truth.
+    4. With `match_low_quality` each ground truth in turn takes the priors that overlap it most; the last keeps them.
+
+    Args:
+        pos_iou_thr: see 3.
+        neg_iou_thr: negative under this, or within ``(low, high)``, low included. An int or a list mean the same here;
+            in mmdet they leave every prior of step 2 ignored.
+        min_pos_iou: in 4, a ground truth whose best overlap is under this takes nothing.
+        gt_max_assign_all: in 4, all priors that share the largest overlap; else the first of them.
+        ignore_iof_thr: priors whose IoF with an ignored region is above this are ignored; no regions where it is <= 0.
+        ignore_wrt_candidates: that IoF is over the prior's area, else over the region's.
+        match_low_quality: whether step 4 is done.
+        gpu_assign_thr: accepted; the kernels run on the CPU whatever the number of ground truths.
+        iou_calculator: ``dict(type="BboxOverlaps2D", ...)``, a calculator of your own (callable), or the config of one
+            in mmdet's registry. The kernels serve the first without ``dtype`` and `offset`.
+        perm_repeat_gt_cfg: ``dict(iou_thr=0.97, perm_range=0.01)``: shake ground truths that occur more than once.
+        offset: 0, or 1 where a box ends after its last pixel; for the default calculator.
+
+    Source:
+        ``mmdet.models.task_modules.MaxIoUAssigner`` of mmdetection 3.
+    """
+
+    def __init__(
+        self,
+        pos_iou_thr: float,
+        neg_iou_thr: float | tuple[float, float],
+        min_pos_iou: float = 0.0,
+        gt_max_assign_all: bool = True,
+        ignore_iof_thr: float = -1,
+        ignore_wrt_candidates: bool = True,
+        match_low_quality: bool = True,
+        gpu_assign_thr: float = -1,
+        iou_calculator: Any = None,
+        perm_repeat_gt_cfg: Mapping[str, float] | None = None,
+        *,
+        offset: int = 0,
+    ) -> None:
+        self.pos_iou_thr = pos_iou_thr
+        self.neg_iou_thr = neg_iou_thr
+        self._negative = _range_of(neg_iou_thr)
+        self.min_pos_iou = min_pos_iou
+        self.gt_max_assign_all = gt_max_assign_all
+        self.ignore_iof_thr = ignore_iof_thr
+        self.ignore_wrt_candidates = ignore_wrt_candidates
+        self.match_low_quality = match_low_quality
+        self.gpu_assign_thr = gpu_assign_thr
+        self.iou_calculator = _calculator(iou_calculator, offset)
+        self.perm_repeat_gt_cfg = perm_repeat_gt_cfg
+
+    def assign(
+        self, pred_instances: Any, gt_instances: Any, gt_instances_ignore: Any = None, **kwargs: Any
+    ) -> AssignResult:
+        """Assign the ground truths of one picture to its priors.
+
+        Args:
+            pred_instances: has ``priors`` [N, 4] xyxy: mmengine's ``InstanceData``, or anything with that attribute.
+            gt_instances: has ``bboxes`` [K, 4] and ``labels`` [K].
+            gt_instances_ignore: has ``bboxes`` [R, 4], the ignored regions; or None.
+            **kwargs: ignored, as in mmdet.
+
+        Returns:
+            :class:`AssignResult` on the priors' device.
+        """
+        priors, truths = pred_instances.priors.detach(), gt_instances.bboxes
+        labels = gt_instances.labels
+        if self.perm_repeat_gt_cfg is not None and priors.numel() > 0:
+            truths = _shake_repeated(box_tensor(truths), self.iou_calculator, self.perm_repeat_gt_cfg)
+        ignored = self._ignored(priors, None if gt_instances_ignore is None else gt_instances_ignore.bboxes)
+        boxes, truth_boxes = box_tensor(priors), box_tensor(truths).detach()
+        if not self._has_kernel or not same_as_kernel(truth_boxes, boxes, EPS):
+            overlaps = self.iou_calculator(truths, priors)
+            if ignored is not None:
+                overlaps[:, ignored] = -1
+            return self.assign_wrt_overlaps(overlaps, labels)
+        if len(truth_boxes) == 0 or len(boxes) == 0:
+            return _nothing(len(truth_boxes), len(boxes), truth_boxes)
+        if ignored is None:
+            return self._assign(truth_boxes, boxes, labels)
+        # What is ignored takes no part; its overlap is -1.
+        rest = (~ignored).nonzero()[:, 0]
+        everywhere = AssignResult(
+            len(truth_boxes),
+            torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device),
+            boxes.new_full((len(boxes),), -1),
+            torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device),
+        )
+        if len(rest) > 0:
+            found = self._assign(truth_boxes, boxes[rest], labels)
+            everywhere.gt_inds[rest] = found.gt_inds
+            everywhere.max_overlaps[rest] = found.max_overlaps
+            everywhere.labels[rest] = found.labels
+        return everywhere
+
+    def assign_wrt_overlaps(self, overlaps: Tensor, gt_labels: Tensor) -> AssignResult:
+        """Assign by a matrix of overlaps.
+
+        Args:
+            overlaps: [K, N], K ground truths and N priors.
+            gt_labels: int64 [K].
+
+        Returns:
+            :class:`AssignResult`.
+        """
+        number, width = overlaps.shape
+        if number == 0 or width == 0:
+            return _nothing(number, width, overlaps)
+        best, best_gt = overlaps.max(dim=0)
+        claims = self._claims(overlaps, None) if self.match_low_quality else None
+        return self._result(number, best, best_gt, claims, gt_labels)
+
+    @property
+    def _has_kernel(self) -> bool:
+        calculator = self.iou_calculator
+        return type(calculator) is BboxOverlaps2D and calculator.dtype != "fp16" and calculator.offset == 0
+
+    def _assign(self, truths: Tensor, priors: Tensor, labels: Tensor) -> AssignResult:
+        best_gt, best = ops.match_anchors(priors, truths, iou_threshold=_ANY_OVERLAP, force_match="none")
+        claims = None
+        if self.match_low_quality:
+            # Only priors that are the best of some ground truth; at threshold 1 the kernel finds just those.
+            finds = ops.match_anchors(priors, truths, iou_threshold=1.0, force_match="low_quality").gt_idx
+            places = (finds >= 0).nonzero()[:, 0]
+            claims = self._claims(ops.box_iou(truths, priors[places]), places)
+        return self._result(len(truths), best, best_gt.clamp_(min=0), claims, labels)
+
+    def _claims(self, overlaps: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Step 4: (k + 1, the prior that ground truth k takes), for overlaps [K, C] with priors at `places`."""
+        most, first = overlaps.max(dim=1)
+        takes = most >= self.min_pos_iou
+        if self.gt_max_assign_all:
+            gt, column = ((overlaps == most[:, None]) & takes[:, None]).nonzero(as_tuple=True)
+        else:
+            gt = takes.nonzero()[:, 0]
+            column = first[gt]
+        return gt + 1, column if places is None else places[column]
+
+    def _result(
+        self, number: int, best: Tensor, best_gt: Tensor, claims: tuple[Tensor, Tensor] | None, labels: Tensor
+    ) -> AssignResult:
+        assigned = torch.full_like(best_gt, -1)
+        low, high = self._negative
+        assigned.masked_fill_((best >= low) & (best < high), 0)
+        assigned = torch.where(best >= self.pos_iou_thr, best_gt + 1, assigned)
+        if claims is not None:
+            # The last ground truth keeps a prior: the largest k + 1.
+            taken = torch.zeros_like(assigned).scatter_reduce_(0, claims[1], claims[0], "amax")
+            assigned = torch.where(taken > 0, taken, assigned)
+        positive = assigned > 0
+        own = torch.full_like(assigned, -1)
+        own[positive] = labels[assigned[positive] - 1].to(own.dtype)
+        return AssignResult(number, assigned, best, own)
+
+    def _ignored(self, priors: Any, regions: Any) -> Tensor | None:
+        """bool [N], or None where nothing can be ignored."""
+        if self.ignore_iof_thr <= 0 or regions is None or regions.numel() == 0 or priors.numel() == 0:
+            return None
+        if not self._has_kernel:
+            over = (
+                self.iou_calculator(priors, regions, mode="iof").amax(1)
+                if self.ignore_wrt_candidates
+                else self.iou_calculator(regions, priors, mode="iof").amax(0)
+            )
+            return over > self.ignore_iof_thr
+        # Region by region, for a picture has few and the matrix would be large.
+        boxes = box_tensor(priors)
+        most = boxes.new_full((len(boxes),), -1.0)
+        for region in box_tensor(regions).detach().split(1):
+            first, second = (boxes, region) if self.ignore_wrt_candidates else (region, boxes)
+            most = torch.maximum(most, bbox_overlaps(first, second, "iof").reshape(-1))
+        return most > self.ignore_iof_thr
+
+
+def _nothing(number: int, width: int, like: Tensor) -> AssignResult:
+    """Without ground truths all is negative."""
+    gt_inds = torch.full((width,), 0 if number == 0 else -1, dtype=torch.int64, device=like.device)
+    return AssignResult(number, gt_inds, like.new_zeros((width,)), torch.full_like(gt_inds, -1))
+
+
+def _range_of(neg_iou_thr: Any) -> tuple[float, float]:
+    if isinstance(neg_iou_thr, int | float):
+        return 0.0, float(neg_iou_thr)
+    if isinstance(neg_iou_thr, tuple | list) and len(neg_iou_thr) == 2:
+        return float(neg_iou_thr[0]), float(neg_iou_thr[1])
+    raise TypeError(f"neg_iou_thr: expected a number or (low, high), got {neg_iou_thr!r}")
+
+
+def _calculator(config: Any, offset: int) -> Any:
+    if config is None:
+        return BboxOverlaps2D(offset=offset)
+    if not isinstance(config, Mapping):
+        if not callable(config):
+            raise TypeError(f"iou_calculator: expected a dict or a callable, got {config!r}")
+        return config
+    options = dict(config)
+    kind = options.pop("type", None)
+    if isinstance(kind, str) and kind.rpartition(".")[2] == "BboxOverlaps2D":
+        return BboxOverlaps2D(**({"offset": offset} | options))
+    try:
+        registry = importlib.import_module("mmdet.registry")
+    except ImportError as error:
+        raise ValueError(f"iou_calculator: {kind!r} is built by mmdetection, which does not import here") from error
+    return registry.TASK_UTILS.build(dict(config))
+
+
+def _shake_repeated(boxes: Tensor, calculator: Any, config: Mapping[str, float]) -> Tensor:
+    """A copy of `boxes` in which boxes that occur more than once are moved a little apart, at random."""
+    boxes = boxes.clone()
+    threshold, spread = config.get("iou_thr", 0.97), config.get("perm_range", 0.01)
+    for box in boxes.unique(dim=0):
+        same = (boxes == box).sum(-1) == 4
+        if int(same.sum()) == 1:
+            continue
+        original = boxes[same]
+        span, least = spread, threshold
+        for attempt in range(6):
+            factor = original.new_empty(original.shape).uniform_(1 - span, 1 + span)
+            shaken = original * factor
+            has_extent = bool((shaken[:, 2:] > shaken[:, :2]).all())
+            if has_extent and bool((calculator(original.unique(dim=0), shaken) >= least).all()):
+                break
+            # From the second attempt on mmdet asks for its default, and for less movement.
+            span, least = max(span - attempt * 0.001, 1e-3), 0.97
+        boxes[same] = shaken
+    return boxes

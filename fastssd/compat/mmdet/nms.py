@@ -1,0 +1,343 @@
+"""mmcv's NMS operators on our kernels: nms, soft_nms, batched_nms, nms_match."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastssd import ops
+from fastssd.compat.mmdet._soft_nms import soft_nms_in_place_order
+from fastssd.compat.mmdet.overlaps import bbox_overlaps
+
+Boxes = Tensor | NDArray[Any]  # what comes as a NumPy array goes back as one
+
+_METHODS = ("naive", "linear", "gaussian")
+_BLOCK = 256
+
+
+def nms(
+    boxes: Boxes,
+    scores: Boxes,
+    iou_threshold: float | None = None,
+    offset: int = 0,
+    score_threshold: float = 0,
+    max_num: int = -1,
+    *,
+    iou_thr: float | None = None,
+) -> tuple[Any, Any]:
+    """Keep the best box, delete what overlaps it too much, repeat.
+
+    Args:
+        boxes: [N, 4] xyxy.
+        scores: [N].
+        iou_threshold: a box is deleted where its IoU with a kept one is greater, in the boxes' dtype.
+        offset: 0, or 1 where a box ends after its last pixel.
+        score_threshold: if positive, only boxes with a greater score take part.
+        max_num: if positive, how many are returned at most.
+        iou_thr: mmcv's old name of `iou_threshold`.
+
+    Returns:
+        (dets, keep): [K, 5] the kept boxes with their scores, and int64 [K] their indices, by falling score.
+
+    Raises:
+        TypeError, ValueError: wrong shapes, lengths, threshold or offset.
+
+    Source:
+        ``mmcv.ops.nms``, on the CPU.
+    """
+    flat, values, is_numpy = _tensors(boxes, scores)
+    _check_offset(offset)
+    threshold = _one_of(iou_threshold, iou_thr)
+    places = None
+    picked, ranked = flat.detach(), values.detach()
+    if score_threshold > 0:
+        places = (ranked > score_threshold).nonzero()[:, 0]
+        picked, ranked = picked[places], ranked[places]
+    keep = _hard(picked, ranked, threshold, offset)
+    if max_num > 0:
+        keep = keep[:max_num]
+    if places is not None:
+        keep = places[keep]
+    return _give(torch.cat([flat[keep], values[keep][:, None]], 1), keep, is_numpy)
+
+
+def soft_nms(
+    boxes: Boxes,
+    scores: Boxes,
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 1e-3,
+    method: str = "linear",
+    offset: int = 0,
+    *,
+    iou_thr: float | None = None,
+) -> tuple[Any, Any]:
+    """NMS that lowers the score of what overlaps instead of deleting it.
+
+    Args:
+        boxes: [N, 4] xyxy.
+        scores: [N].
+        iou_threshold: for ``"linear"`` and ``"naive"``, reached by what is lowered.
+        sigma: for ``"gaussian"``.
+        min_score: a box leaves once its score is under this; the very first one is returned whatever its score.
+        method: ``"linear"``: scores are multiplied by ``1 - iou``; ``"gaussian"``: by ``exp(-iou**2 / sigma)``;
+            ``"naive"``: by 0.
+        offset: 0, or 1 where a box ends after its last pixel.
+        iou_thr: mmcv's old name of `iou_threshold`.
+
+    Returns:
+        (dets, keep): [K, 5] boxes with their lowered scores and int64 [K] their indices, in the order in which they
+        were taken.
+
+    Raises:
+        TypeError, ValueError: wrong shapes, lengths, method or offset.
+
+    Source:
+        ``mmcv.ops.soft_nms``; Soft-NMS, arXiv:1704.04503.
+    """
+    if iou_thr is not None:
+        iou_threshold = iou_thr
+    if method not in _METHODS:
+        raise ValueError(f"method: expected one of {', '.join(map(repr, _METHODS))}, got {method!r}")
+    _check_offset(offset)
+    flat, values, is_numpy = _tensors(boxes, scores)
+    array, numbers = flat.detach().cpu().numpy(), values.detach().cpu().numpy()
+    if not (np.isfinite(array).all() and np.isfinite(numbers).all()):
+        raise ValueError("boxes, scores: expected finite numbers")
+    real = numbers.dtype.type
+    threshold, least = float(real(iou_threshold)), real(min_score)
+    if len(array) == 0 or numbers.max() < least:
+        taken = np.flatnonzero(numbers == numbers.max(initial=-np.inf))[:1]
+        lowered = numbers[taken]
+    elif method == "naive" or offset or len(np.unique(numbers)) < len(numbers):
+        # Among equal scores mmcv takes the one that its swaps have brought to the front.
+        taken, lowered = soft_nms_in_place_order(array, numbers, threshold, real(sigma), least, method, offset)
+    else:
+        taken, lowered = ops.soft_nms(
+            array,
+            numbers,
+            method=method,
+            iou_threshold=min(max(_below(threshold, real), 0.0), 1.0),
+            sigma=sigma,
+            score_threshold=_below(least, real),
+        )
+    keep = torch.from_numpy(taken).to(flat.device)
+    dets = torch.cat([flat.detach()[keep], torch.from_numpy(lowered).to(flat)[:, None]], 1)
+    return _give(dets, keep, is_numpy)
+
+
+def batched_nms(
+    boxes: Boxes, scores: Boxes, idxs: Boxes, nms_cfg: Mapping[str, Any] | None, class_agnostic: bool = False
+) -> tuple[Any, Any]:
+    """NMS within each class, of a kind that a config names.
+
+    Args:
+        boxes: [N, 4] xyxy.
+        scores: [N].
+        idxs: integers [N], the class of each box.
+        nms_cfg: ``type`` (``"nms"``, the default, ``"soft_nms"`` or a function like them), their arguments,
+            ``max_num``, ``class_agnostic`` and ``split_thr``; None sorts by score and deletes nothing.
+        class_agnostic: boxes of different classes delete each other too.
+
+    Returns:
+        (dets, keep): [K, 5] boxes with their scores and int64 [K] their indices, by falling score.
+
+    Raises:
+        TypeError, ValueError: wrong shapes, lengths or options; a ``type`` that is neither of the two nor a function.
+
+    Source:
+        ``mmcv.ops.batched_nms``. Per class whatever the coordinates, where mmcv shifts classes apart and loses bits of
+        float32 by it; class-agnostic at any number of boxes, where mmcv goes class by class from ``split_thr`` on.
+    """
+    flat, values, is_numpy = _tensors(boxes, scores)
+    if nms_cfg is None:
+        ranked, keep = values.sort(descending=True, stable=True)
+        return _give(torch.cat([flat[keep], ranked[:, None]], 1), keep, is_numpy)
+    options = dict(nms_cfg)
+    agnostic = options.pop("class_agnostic", class_agnostic)
+    kind = options.pop("type", "nms")
+    is_split = len(flat) >= options.pop("split_thr", 10000)
+    groups = torch.as_tensor(idxs, device=flat.device)
+    if groups.shape != values.shape:
+        raise ValueError(f"idxs: expected shape {list(values.shape)}, one for each box, got {list(groups.shape)}")
+    if agnostic:
+        groups = torch.zeros_like(groups)
+    if kind in ("nms", nms) and not options.get("offset", 0):
+        options["iou_threshold"] = _one_of(options.pop("iou_threshold", None), options.pop("iou_thr", None))
+        return _give(*_batched_hard(flat, values, groups, **options), is_numpy)
+
+    function = {"nms": nms, "soft_nms": soft_nms}.get(kind) if isinstance(kind, str) else kind
+    if not callable(function):
+        raise ValueError(f"nms_cfg['type']: expected 'nms', 'soft_nms' or a function, got {kind!r}")
+    most = options.pop("max_num", -1)
+    keep, lowered = _class_by_class(function, flat, values, groups, options)
+    if function is soft_nms and not is_split and len(keep) > 0:
+        # Each class returns its first box, whatever the score; all classes together return one.
+        good = lowered >= options.get("min_score", 1e-3)
+        good[0] = True
+        keep, lowered = keep[good], lowered[good]
+    if most > 0:
+        keep, lowered = keep[:most], lowered[:most]
+    return _give(torch.cat([flat[keep], lowered[:, None]], 1), keep, is_numpy)
+
+
+def nms_match(dets: Boxes, iou_threshold: float) -> list[Any]:
+    """NMS that tells for each kept box which ones it deleted.
+
+    Args:
+        dets: [N, 5] xyxy and score.
+        iou_threshold: a box is deleted where its IoU with a kept one is at least this.
+
+    Returns:
+        For each kept box, by falling score, int64 indices: its own, then those that it deleted, by falling score.
+
+    Raises:
+        ValueError: wrong shape.
+
+    Source:
+        ``mmcv.ops.nms_match``.
+    """
+    is_numpy = isinstance(dets, np.ndarray)
+    table = torch.as_tensor(dets).detach()
+    if len(table) == 0:
+        return []
+    if table.dim() != 2 or table.shape[1] != 5:
+        raise ValueError(f"dets: expected shape [N, 5], got {list(table.shape)}")
+    boxes, scores = table[:, :4].contiguous(), table[:, 4]
+    order = scores.argsort(descending=True, stable=True)  # the place of each rank
+    boxes = boxes[order]
+
+    def suppresses(rows: Tensor, columns: Tensor) -> Tensor:
+        iou: Tensor = ops.box_iou(rows, columns)
+        return iou >= iou_threshold
+
+    owner = torch.arange(len(boxes), device=boxes.device)  # by rank: the rank of the box that deleted it, or its own
+    kept, lost = _greedy(boxes, suppresses, owner)
+    groups = [[int(order[rank])] for rank in kept.tolist()]
+    slot = dict(zip(kept.tolist(), range(len(groups)), strict=True))
+    for rank, place in zip(lost.tolist(), order[lost].tolist(), strict=True):
+        groups[slot[int(owner[rank])]].append(place)
+    if is_numpy:
+        return [np.array(group, np.int64) for group in groups]
+    return [torch.tensor(group, dtype=torch.int64, device=table.device) for group in groups]
+
+
+def _hard(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    if offset == 0:
+        keep: Tensor = ops.nms(boxes, scores, _for_kernel(iou_threshold, boxes))
+        return keep
+    order = scores.argsort(descending=True, stable=True)
+
+    def suppresses(rows: Tensor, columns: Tensor) -> Tensor:
+        return bbox_overlaps(rows, columns, eps=0.0, offset=offset) > iou_threshold
+
+    return order[_greedy(boxes[order], suppresses)[0]]
+
+
+def _batched_hard(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    iou_threshold: float,
+    offset: int = 0,
+    score_threshold: float = 0,
+    max_num: int = -1,
+) -> tuple[Tensor, Tensor]:
+    picked, ranked, places = boxes.detach(), scores.detach(), None
+    if score_threshold > 0:
+        places = (ranked > score_threshold).nonzero()[:, 0]
+        picked, ranked, groups = picked[places], ranked[places], groups[places]
+    keep: Tensor = ops.batched_nms(picked, ranked, groups, _for_kernel(iou_threshold, boxes))
+    if max_num > 0:
+        keep = keep[:max_num]
+    if places is not None:
+        keep = places[keep]
+    return torch.cat([boxes[keep], scores[keep][:, None]], 1), keep
+
+
+def _class_by_class(
+    function: Callable[..., Any], boxes: Tensor, scores: Tensor, groups: Tensor, options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """What `function` keeps of each class, and with which scores, by falling score."""
+    keeps, lowered = [groups.new_empty(0, dtype=torch.int64)], [scores.new_empty(0)]
+    for group in groups.unique():
+        members = (groups == group).nonzero()[:, 0]
+        dets, keep = function(boxes[members], scores[members], **options)
+        keeps.append(members[keep])
+        lowered.append(dets[:, -1])
+    ranked, order = torch.cat(lowered).sort(descending=True, stable=True)
+    return torch.cat(keeps)[order], ranked
+
+
+def _greedy(
+    boxes: Tensor, suppresses: Callable[[Tensor, Tensor], Tensor], owner: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Greedy NMS of boxes that lie by falling score, by any measure, block by block: (kept, deleted), both rising.
+
+    `owner`, if given, learns who deleted whom.
+    """
+    alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    kept = [owner.new_empty(0) if owner is not None else torch.empty(0, dtype=torch.int64, device=boxes.device)]
+    for start in range(0, len(boxes), _BLOCK):
+        block = alive[start : start + _BLOCK].nonzero()[:, 0] + start
+        if len(block) == 0:
+            continue
+        within = suppresses(boxes[block], boxes[block]).cpu().numpy()
+        stays = np.ones(len(block), bool)
+        for i in range(len(block)):
+            if stays[i]:
+                gone = stays[i + 1 :] & within[i, i + 1 :]
+                if owner is not None:
+                    owner[block[i + 1 :][torch.from_numpy(gone)]] = block[i]
+                stays[i + 1 :] &= ~gone
+        chosen = block[torch.from_numpy(stays)]
+        alive[block] = torch.from_numpy(stays).to(alive.device)
+        kept.append(chosen)
+        rest = alive[start + _BLOCK :].nonzero()[:, 0] + start + _BLOCK
+        beyond = suppresses(boxes[chosen], boxes[rest])
+        gone_beyond = beyond.any(0)
+        if owner is not None and bool(gone_beyond.any()):
+            owner[rest[gone_beyond]] = chosen[beyond[:, gone_beyond].to(torch.uint8).argmax(0)]  # the first of them
+        alive[rest[gone_beyond]] = False
+    return torch.cat(kept), (~alive).nonzero()[:, 0]
+
+
+def _tensors(boxes: Boxes, scores: Boxes) -> tuple[Tensor, Tensor, bool]:
+    flat, values = torch.as_tensor(boxes), torch.as_tensor(scores)
+    if flat.dim() != 2 or flat.shape[1] != 4:
+        raise ValueError(f"boxes: expected shape [N, 4], got {list(flat.shape)}")
+    if values.shape != flat.shape[:1]:
+        raise ValueError(f"scores: expected shape [{len(flat)}], one for each box, got {list(values.shape)}")
+    return flat, values, isinstance(boxes, np.ndarray)
+
+
+def _give(dets: Tensor, keep: Tensor, is_numpy: bool) -> tuple[Any, Any]:
+    return (dets.detach().cpu().numpy(), keep.cpu().numpy()) if is_numpy else (dets, keep)
+
+
+def _one_of(iou_threshold: float | None, iou_thr: float | None) -> float:
+    given = [value for value in (iou_threshold, iou_thr) if value is not None]
+    if len(given) != 1:
+        raise TypeError("iou_threshold: expected once, as iou_threshold or under its old name iou_thr")
+    return given[0]
+
+
+def _check_offset(offset: int) -> None:
+    if offset not in (0, 1):
+        raise ValueError(f"offset: expected 0 or 1, got {offset!r}")
+
+
+def _for_kernel(iou_threshold: float, boxes: Tensor) -> float:
+    """The threshold in the precision in which mmcv compares; above 1 nothing is deleted, as at 1."""
+    real = np.float64 if boxes.dtype == torch.float64 else np.float32
+    return min(float(real(iou_threshold)), 1.0)
+
+
+def _below(value: Any, real: type) -> float:
+    """The next smaller number: what is greater than it is at least `value`."""
+    return float(np.nextafter(real(value), real(-np.inf)))
