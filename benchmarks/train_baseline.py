@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fastssd.data import DetectionDataset, default_splits, load_dataset
 from fastssd.detection.postprocess import ImageDetections
-from fastssd.training.metrics import GroundTruth, coco_metrics
+from fastssd.evaluation import GroundTruth, coco_metrics
 
 SIZE = 256
 GRIDS = (32, 16, 8, 4, 1)

@@ -18,6 +18,7 @@ PACKAGE = Path(fastssd.__file__).parent
 LAYERS = [
     ("cli", "__main__"),
     ("training", "compat", "deploy", "benchmark"),
+    ("evaluation",),
     ("detection", "explain", "data"),
     ("ops",),
     ("_config", "_image"),

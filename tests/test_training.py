@@ -20,15 +20,14 @@ pytest.importorskip("lightning")
 import torch
 
 from fastssd.data import Sample, shapes_dataset
-from fastssd.detection import TINYSSD, Criterion, ImageDetections, TinySSD, detect_batch
+from fastssd.detection import TINYSSD, Criterion, TinySSD, detect_batch
 from fastssd.detection.preprocess import to_input
+from fastssd.evaluation import GroundTruth, coco_metrics
 from fastssd.training import (
     Augment,
     CheckpointError,
-    GroundTruth,
     NonFiniteLossError,
     TrainConfig,
-    coco_metrics,
     evaluate,
     load_checkpoint,
     train,
@@ -133,30 +132,6 @@ def test_difficult_boxes_are_not_learnt(data):
     still = Augment(flip=0, zoom=0, shift=0)
     loader = train_loader(Cached(Hard()), still, COLLATE, size=64, batch_size=1, seed=0)
     np.testing.assert_allclose(loader.dataset[0, 0].boxes, np.array([[0, 0, 30, 30]]) / 64)
-
-
-# --- metrics -----------------------------------------------------------------------------------------------------
-
-
-def _found(boxes, scores, labels):
-    return ImageDetections(np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(labels))
-
-
-def test_metrics_by_hand():
-    boxes = np.array([[0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60]], np.float32)
-    truth = GroundTruth(boxes, np.array([1, 1, 2]), np.array([False, False, True]))
-    # Class 1: one exact hit above one miss: recall 0.5 at precision 1. Class 2: nothing but a difficult box.
-    seen = _found([boxes[0], [70, 70, 80, 80], boxes[2]], [0.9, 0.8, 0.99], [1, 1, 2])
-    metrics = coco_metrics([seen], [truth], ("a", "b"))
-    assert metrics["AP50"] == pytest.approx(51 / 101)
-    assert metrics["AP"] == pytest.approx(51 / 101)
-    assert metrics["per_class"]["b"]["AP"] is None
-    nothing = _found([], [], [])
-    assert coco_metrics([nothing], [truth], ("a", "b"))["AP50"] == 0
-    empty = GroundTruth(boxes[:0], np.array([], np.int64), np.array([], bool))
-    assert coco_metrics([seen], [empty], ("a", "b"))["AP50"] is None
-    with pytest.raises(ValueError, match="detections"):
-        coco_metrics([], [truth], ("a", "b"))
 
 
 # --- the run -----------------------------------------------------------------------------------------------------

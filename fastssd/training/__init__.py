@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from fastssd.training.augment import Augment
     from fastssd.training.checkpoint import CheckpointError, CheckpointInfo, load_checkpoint
     from fastssd.training.config import TrainConfig
-    from fastssd.training.metrics import GroundTruth, coco_metrics
     from fastssd.training.module import NonFiniteLossError
     from fastssd.training.run import RunResult, evaluate, new_run_dir, train
 
@@ -21,8 +20,6 @@ _LAZY = {
     "CheckpointError": "checkpoint",
     "CheckpointInfo": "checkpoint",
     "load_checkpoint": "checkpoint",
-    "GroundTruth": "metrics",
-    "coco_metrics": "metrics",
     "NonFiniteLossError": "module",
     "RunResult": "run",
     "TrainConfig": "config",
@@ -35,11 +32,9 @@ __all__ = [
     "Augment",
     "CheckpointError",
     "CheckpointInfo",
-    "GroundTruth",
     "NonFiniteLossError",
     "RunResult",
     "TrainConfig",
-    "coco_metrics",
     "evaluate",
     "load_checkpoint",
     "new_run_dir",

@@ -32,7 +32,7 @@ class CheckpointInfo:
         epoch: epochs that are done.
         batches: batches of the next epoch that are done too; 0 but for a run that was stopped.
         partial: what those batches add to that epoch's entry in the history.
-        metrics: of the last evaluation, as :func:`~fastssd.training.coco_metrics` gives them; None before the first.
+        metrics: of the last evaluation, as :func:`~fastssd.evaluation.coco_metrics` gives them; None before the first.
         best: the best of the evaluations so far by AP50, with its epoch; None before the first.
         history: one entry an epoch.
     """

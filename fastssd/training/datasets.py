@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fastssd.data import DetectionDataset, Sample
 from fastssd.detection.collate import TargetBatch, TargetCollate
 from fastssd.detection.preprocess import resize_image
+from fastssd.evaluation import GroundTruth
 from fastssd.training.augment import Augment, Picture
-from fastssd.training.metrics import GroundTruth
 
 CACHE_LIMIT = 2 << 30  # bytes of pictures that are kept in memory without being asked
 

@@ -18,10 +18,10 @@ from fastssd.detection.criterion import Losses
 from fastssd.detection.models import SSD, Preset
 from fastssd.detection.postprocess import ImageDetections, detect_batch
 from fastssd.detection.preprocess import to_input
+from fastssd.evaluation import MAX_DETECTIONS, GroundTruth, coco_metrics
 from fastssd.training.checkpoint import KEY, CheckpointInfo
 from fastssd.training.config import TrainConfig
 from fastssd.training.datasets import Cached, EpochSampler, EvalBatch, Resized, eval_loader, train_loader
-from fastssd.training.metrics import MAX_DETECTIONS, GroundTruth, coco_metrics
 
 
 class NonFiniteLossError(RuntimeError):

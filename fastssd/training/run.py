@@ -17,11 +17,11 @@ from fastssd._config import version
 from fastssd.data import DetectionDataset
 from fastssd.detection.models import MODELS, Preset, build_model
 from fastssd.detection.postprocess import ImageDetections
+from fastssd.evaluation import GroundTruth
 from fastssd.training import report
 from fastssd.training.checkpoint import CheckpointInfo, load_checkpoint, read_checkpoint, read_info
 from fastssd.training.config import AUTOCAST, TrainConfig
 from fastssd.training.datasets import Cached, Resized, eval_loader
-from fastssd.training.metrics import GroundTruth
 from fastssd.training.module import DetectorData, DetectorModule, detect_eval_batch, metrics_of
 from fastssd.training.stopping import StopAfterStep, Stopped, stop_signals
 from fastssd.training.trainer import CheckpointKeeper, keep_freed_memory, make_trainer, quiet_lightning
@@ -175,7 +175,7 @@ def evaluate(
         num_workers: processes that read pictures; None chooses.
 
     Returns:
-        As :func:`~fastssd.training.coco_metrics`.
+        As :func:`~fastssd.evaluation.coco_metrics`.
 
     Raises:
         ValueError: other class names, or no pictures.

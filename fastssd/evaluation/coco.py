@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastssd.detection.postprocess import ImageDetections
+from fastssd.evaluation.truth import GroundTruth
 
 MAX_DETECTIONS = 100  # a picture, as COCO counts
-
-
-class GroundTruth(NamedTuple):
-    """What there is to find in one picture."""
-
-    boxes: NDArray[np.float32]
-    """[G, 4] xyxy, pixels."""
-    labels: NDArray[np.int64]
-    """[G], 1-based."""
-    difficult: NDArray[np.bool_]
-    """[G]; found or not, such a box counts neither for nor against (COCO's ``iscrowd``)."""
+AREAS = {"all": [0, 1e10], "small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e10]}  # pixels
 
 
 def coco_metrics(
-    detections: Sequence[ImageDetections], truths: Sequence[GroundTruth], class_names: Sequence[str]
+    detections: Sequence[ImageDetections],
+    truths: Sequence[GroundTruth],
+    class_names: Sequence[str],
+    *,
+    by_size: bool = False,
 ) -> dict[str, Any]:
     """Average precision as COCO defines it: over IoU 0.50:0.05:0.95, the best 100 detections of each picture.
 
@@ -33,25 +28,28 @@ def coco_metrics(
         detections: what was found in each picture.
         truths: what there is, in the same order.
         class_names: name of class 1, 2, ...
+        by_size: also of small (under 32 x 32 pixels of the picture), medium and large (over 96 x 96) objects alone, and
+            average recall.
 
     Returns:
-        ``{"AP", "AP50", "AP75", "per_class": {name: {"AP", "AP50", "AP75"}}}``; None where there is nothing to find.
+        ``{"AP", "AP50", "AP75", "per_class": {name: {"AP", "AP50", "AP75"}}}``, by size also ``"AP_small"``,
+        ``"AP_medium"``, ``"AP_large"`` and ``"AR"`` at both places; None where there is nothing to find.
 
     Raises:
         ValueError: lengths that differ.
     """
     if len(detections) != len(truths):
         raise ValueError(f"detections: expected one entry for each of the {len(truths)} truths, got {len(detections)}")
-    precision = _precision(detections, truths, len(class_names))
-    metrics: dict[str, Any] = _summary(precision)
-    metrics["per_class"] = {name: _summary(precision[:, :, k]) for k, name in enumerate(class_names)}
+    precision, recall = _evaluate(detections, truths, len(class_names), list(AREAS) if by_size else ["all"])
+    metrics: dict[str, Any] = _summary(precision, recall)
+    metrics["per_class"] = {name: _summary(precision[:, :, [k]], recall[:, [k]]) for k, name in enumerate(class_names)}
     return metrics
 
 
-def _precision(
-    detections: Sequence[ImageDetections], truths: Sequence[GroundTruth], num_classes: int
-) -> NDArray[np.float64]:
-    """[T, R, K] precision at each IoU threshold, recall and class; -1 where a class has nothing to find."""
+def _evaluate(
+    detections: Sequence[ImageDetections], truths: Sequence[GroundTruth], num_classes: int, areas: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Precision [T, R, K, S] and recall [T, K, S] of each IoU threshold, recall, class, size; -1: nothing to find."""
     from faster_coco_eval import COCO, COCOeval_faster
 
     annotations = [
@@ -71,22 +69,27 @@ def _precision(
             "annotations": [dict(annotation, id=i + 1) for i, annotation in enumerate(annotations)],
         }
     )
+    shape = (10, 101, num_classes, len(areas))
     if not annotations:
-        return np.full((10, 101, num_classes), -1.0)
+        return np.full(shape, -1.0), np.full((10, *shape[2:]), -1.0)
     if not found:  # loadRes takes no empty list
-        wanted = {a["category_id"] for a in annotations if not a["iscrowd"]}
-        row = [0.0 if k + 1 in wanted else -1.0 for k in range(num_classes)]
-        return np.broadcast_to(row, (10, 101, num_classes))
+        found = [{"image_id": 0, "category_id": num_classes + 1, "bbox": [0.0, 0.0, 1.0, 1.0], "score": 0.0}]
     evaluation = COCOeval_faster(coco, coco.loadRes(found), "bbox", print_function=_quiet)
     evaluation.params.maxDets = [MAX_DETECTIONS]
-    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = [AREAS[name] for name in areas], list(areas)
     evaluation.evaluate()
     evaluation.accumulate()
-    return np.asarray(evaluation.eval["precision"])[:, :, :, 0, 0]
+    return np.asarray(evaluation.eval["precision"])[..., 0], np.asarray(evaluation.eval["recall"])[..., 0]
 
 
-def _summary(precision: NDArray[np.float64]) -> dict[str, float | None]:
-    return {"AP": _mean(precision), "AP50": _mean(precision[0]), "AP75": _mean(precision[5])}
+def _summary(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> dict[str, float | None]:
+    """Of precision [T, R, k, S] and recall [T, k, S], the sizes as in :data:`AREAS`."""
+    everything = precision[..., 0]
+    summary = {"AP": _mean(everything), "AP50": _mean(everything[0]), "AP75": _mean(everything[5])}
+    if precision.shape[-1] > 1:
+        summary |= {f"AP_{name}": _mean(precision[..., i]) for i, name in enumerate(AREAS) if i}
+        summary["AR"] = _mean(recall[..., 0])
+    return summary
 
 
 def _mean(precision: NDArray[np.float64]) -> float | None:
