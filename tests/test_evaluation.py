@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from fastssd.detection import ImageDetections
 from fastssd.evaluation import GroundTruth, coco_metrics, confusion_matrix, find_errors, voc_metrics
 from fastssd.evaluation.errors import BACKGROUND, BADLY_PLACED, CORRECT, DUPLICATE, IGNORED, WRONG_CLASS
+from fastssd.evaluation.report import write_report
 
 BOXES = np.array([[0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60]], np.float32)
 
@@ -74,3 +77,22 @@ def test_confusion_by_hand():
     seen = found([BOXES[0], BOXES[1], BOXES[2], [80, 80, 90, 90], BOXES[0]], [0.9, 0.8, 0.7, 0.6, 0.1], [1, 1, 2, 2, 2])
     # Right; class 2 taken for class 1; a difficult one found, which counts nowhere; background; under the threshold.
     assert confusion_matrix([seen], [there], 2).tolist() == [[1, 0, 1], [1, 0, 0], [0, 1, 0]]
+
+
+def test_the_report_is_one_file_that_shows_the_worst_pictures_first(tmp_path):
+    there = [truth(BOXES, [1, 1, 2]), truth(BOXES, [1, 1, 2]), truth([], [])]
+    seen = [found([BOXES[0]], [0.9], [1]), found(BOXES, [0.9, 0.8, 0.7], [1, 1, 2]), found(BOXES[:1], [0.9], [2])]
+    asked = []
+
+    def picture(index):
+        asked.append(index)
+        return np.full((64, 80, 3), 90, np.uint8), f"picture <{index}>"
+
+    write_report(tmp_path / "report.html", seen, there, ("a", "b & c"), picture, title="a test")
+    page = (tmp_path / "report.html").read_text()
+    assert asked == [0, 2]  # two missed, one wrong; the picture without errors is not shown
+    assert page.count("data:image/jpeg;base64") == 2
+    assert page.count("<svg") == 3
+    assert "b &amp; c" in page
+    assert "picture &lt;0&gt;" in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)  # nothing from elsewhere
