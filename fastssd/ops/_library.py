@@ -15,11 +15,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from fastssd.ops import _device as device
 from fastssd.ops import _face as face
 from fastssd.ops import _formulas as formulas
 from fastssd.ops import _vmap as vmap
+from fastssd.ops.matching import Matches, Targets
+from fastssd.ops.multibox import MultiboxLoss
+from fastssd.ops.postprocess import Detections
 
 _library = torch.library.Library("fastssd", "DEF")
 
@@ -181,6 +185,12 @@ def _fake_postprocess(
 class Derivative(NamedTuple):
     save: Callable[..., None]
     backward: Callable[..., Any]
+    formula: Callable[..., Any]
+    """The whole operator in torch operations, for torch.func, which does not see `backward`."""
+
+
+# torch hands `inputs` over with all defaults, and wants gradients, like `ctx.needs_input_grad`, without those that the
+# caller left out.
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -207,31 +217,37 @@ def _of(formula: Callable[..., Tensor]) -> Derivative:
 
         _, pull = torch.func.vjp(value, *(values[place] for place in wanted))
         found = dict(zip(wanted, pull(grad), strict=True))
-        return tuple(found.get(place) for place in range(len(values)))
+        return tuple(found.get(place) for place in range(len(ctx.needs_input_grad)))
 
-    return Derivative(_save, backward)
+    return Derivative(_save, backward, formula)
 
 
 def _none(name: str) -> Derivative:
     """No derivative: a backward pass raises, when it runs and not when it is traced."""
 
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)  # zeros would not hang on the backward pass, and raise in the forward one
+        _save(ctx, inputs, output)
+
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         grad = next(each for each in grads if each is not None)
-        needed = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
+        needed = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
         return tuple(torch.ops.fastssd._no_gradient(grad, tensor, name) if need else None for tensor, need in needed)
 
-    return Derivative(_save, backward)
+    def formula(*_: Any) -> Any:
+        raise NotImplementedError(f"fastssd.ops.{name} has no gradient; detach its inputs")
+
+    return Derivative(save, backward, formula)
 
 
 def _save_multibox(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(inputs[0], inputs[1], output[1])
-    ctx.unused = (None,) * (len(inputs) - 1)
 
 
 def _backward_multibox(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     logits, labels, selected = ctx.saved_tensors
     gradient = torch.ops.fastssd.multibox_cross_entropy_gradient(grad, logits, labels, selected)
-    return gradient.to(logits.dtype), *ctx.unused
+    return gradient.to(logits.dtype), *(None for _ in ctx.needs_input_grad[1:])
 
 
 def _encode(boxes: Tensor, anchors: Tensor, variances: Sequence[float]) -> Tensor:
@@ -338,7 +354,7 @@ OPERATORS = {
         "(Tensor loss, Tensor selected)",
         _check_multibox,
         _fake_multibox,
-        Derivative(_save_multibox, _backward_multibox),
+        Derivative(_save_multibox, _backward_multibox, formulas.multibox_cross_entropy),
         vmap.multibox_cross_entropy,
     ),
     "multibox_cross_entropy_gradient": Operator(
@@ -417,6 +433,29 @@ def _register(name: str, operator: Operator) -> None:
         )
 
 
+def run(name: str, *values: Any) -> Any:
+    """``torch.ops.fastssd.NAME(*values)``, or its formula where torch.func differentiates by one of `values`."""
+    derivative = OPERATORS[name].derivative
+    if derivative is not None and not torch.compiler.is_dynamo_compiling():
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        if any(torch._C._functorch.is_gradtrackingtensor(tensor) for tensor in tensors):
+            if OPERATORS[name].check is not None:
+                OPERATORS[name].check(*values)
+            dtype = device.float_dtype(*(tensor for tensor in tensors if tensor.dtype.is_floating_point))
+            return derivative.formula(
+                *(
+                    each.to(dtype) if isinstance(each, Tensor) and each.dtype.is_floating_point else each
+                    for each in _with_defaults(name, values)
+                )
+            )
+    return getattr(torch.ops.fastssd, name)(*values)
+
+
+def _with_defaults(name: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    arguments = getattr(torch.ops.fastssd, name).default._schema.arguments
+    return (*values, *(argument.default_value for argument in arguments[len(values) :]))
+
+
 def _raise_no_gradient(grad: Tensor, like: Tensor, name: str) -> Tensor:
     raise NotImplementedError(f"fastssd.ops.{name} has no gradient; detach its inputs or its result")
 
@@ -426,3 +465,5 @@ for _name, _operator in OPERATORS.items():
 _library.define("_no_gradient(Tensor grad, Tensor like, str name) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _library.impl("_no_gradient", _raise_no_gradient, "CompositeExplicitAutograd")
 torch.library.register_fake("fastssd::_no_gradient", lambda grad, like, name: torch.empty_like(like), lib=_library)
+for _kind in (Matches, Targets, MultiboxLoss, Detections):  # so that torch.export can save a graph that returns one
+    _pytree._register_namedtuple(_kind, serialized_type_name=f"fastssd.ops.{_kind.__name__}")

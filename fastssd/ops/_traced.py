@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastssd.ops import _library  # noqa: F401  registers the operators, also when torch.compile traces this import
+from fastssd.ops import _library  # registers the operators, also when torch.compile traces this import
 
 
 def call(name: str, arrays: Sequence[Any], *options: Any) -> Any:
@@ -19,7 +19,7 @@ def call(name: str, arrays: Sequence[Any], *options: Any) -> Any:
         array if isinstance(array, Tensor) or array is None else torch.as_tensor(array, device=device)
         for array in arrays
     ]
-    return getattr(torch.ops.fastssd, name)(*tensors, *options)
+    return _library.run(name, *tensors, *options)
 
 
 def call_pairwise(name: str, boxes1: Any, boxes2: Any, out: Any) -> Any:

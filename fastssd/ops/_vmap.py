@@ -18,7 +18,9 @@ Values = tuple[Any, ...]
 
 
 def _run(name: str, *values: Any) -> Any:
-    return getattr(torch.ops.fastssd, name)(*values)
+    from fastssd.ops import _library  # which imports this module
+
+    return _library.run(name, *values)
 
 
 def _in_front(value: Any, place: int | None, size: int) -> Any:
