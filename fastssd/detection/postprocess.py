@@ -36,10 +36,10 @@ def detect_batch(
     images: Tensor,
     sizes: Sequence[tuple[int, int]],
     *,
-    score_threshold: float = 0.01,
-    iou_threshold: float = 0.45,
-    topk: int = 400,
-    max_detections: int = 200,
+    score_threshold: float | None = None,
+    iou_threshold: float | None = None,
+    topk: int | None = None,
+    max_detections: int | None = None,
 ) -> list[ImageDetections]:
     """Detect in a batch that has the network's size already.
 
@@ -47,20 +47,22 @@ def detect_batch(
         model: in eval mode.
         images: float [B, 3, S, S] in [0, 1], on the model's device.
         sizes: (height, width) of the original pictures, pixels.
-        score_threshold, iou_threshold, topk, max_detections: as in :func:`fastssd.ops.postprocess_detections`.
+        score_threshold, iou_threshold, topk, max_detections: as in :func:`fastssd.ops.postprocess_detections`; None:
+            as the model's preset has them.
     """
+    preset = model.preset
     logits, deltas = model(images)  # [B, A, C], [B, A, 4]
     found = postprocess_detections(
         logits.float().cpu().numpy(),
         deltas.float().cpu().numpy(),
         model.anchors.cpu().numpy(),
-        score_threshold=score_threshold,
-        iou_threshold=iou_threshold,
-        topk=topk,
-        max_detections=max_detections,
+        score_threshold=preset.score_threshold if score_threshold is None else score_threshold,
+        iou_threshold=preset.nms_threshold if iou_threshold is None else iou_threshold,
+        topk=preset.topk if topk is None else topk,
+        max_detections=preset.max_detections if max_detections is None else max_detections,
         clip=(1.0, 1.0),
-        activation=model.preset.activation,
-        variances=model.preset.variances,
+        activation=preset.activation,
+        variances=preset.variances,
     )
     detections = []
     for row, (count, (height, width)) in enumerate(zip(found.counts, sizes, strict=True)):
@@ -74,9 +76,9 @@ def detect(
     images: Sequence[NDArray[np.uint8]],
     *,
     score_threshold: float = 0.3,
-    iou_threshold: float = 0.45,
-    topk: int = 400,
-    max_detections: int = 200,
+    iou_threshold: float | None = None,
+    topk: int | None = None,
+    max_detections: int | None = None,
     batch_size: int = 8,
 ) -> list[ImageDetections]:
     """Detect in pictures of any size.
@@ -84,8 +86,9 @@ def detect(
     Args:
         model: any mode; it comes back in the mode it had.
         images: uint8 [H, W, 3] each, RGB.
-        score_threshold, iou_threshold, topk, max_detections: as in :func:`fastssd.ops.postprocess_detections`; the
-            score threshold is one for looking at pictures, higher than the one for measuring AP.
+        score_threshold, iou_threshold, topk, max_detections: as in :func:`fastssd.ops.postprocess_detections`, None as
+            the model's preset has them; the score threshold is one for looking at pictures, higher than the one for
+            measuring AP.
         batch_size: pictures that go through the network at once.
 
     Returns:

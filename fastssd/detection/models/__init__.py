@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
-from fastssd.detection.models.mobilenet import (
-    SSDLITE320,
-    ssdlite320_mobilenet_v3_large,
-    ssdlite320_mobilenet_v3_large_full,
-)
+from fastssd.detection.models.mobilenet import SSDLITE320, make_ssdlite320
 from fastssd.detection.models.preset import Preset
 from fastssd.detection.models.ssd import SSD
 from fastssd.detection.models.tinyssd import TINYSSD, TinySSD
-from fastssd.detection.models.vgg import SSD300, SSD300_VOC, SSD512, SSD512_VOC, ssd300_vgg16, ssd512_vgg16
+from fastssd.detection.models.vgg import SSD300, SSD300_VOC, SSD512, SSD512_VOC, make_ssd300, make_ssd512
 
 __all__ = [
     "MODELS",
@@ -31,7 +29,6 @@ __all__ = [
     "ssd300_vgg16",
     "ssd512_vgg16",
     "ssdlite320_mobilenet_v3_large",
-    "ssdlite320_mobilenet_v3_large_full",
 ]
 
 
@@ -44,26 +41,92 @@ class ModelEntry(NamedTuple):
 
 MODELS: dict[str, ModelEntry] = {
     "tinyssd": ModelEntry(TinySSD, TINYSSD),
-    "ssd300_vgg16": ModelEntry(ssd300_vgg16, SSD300),
-    "ssd512_vgg16": ModelEntry(ssd512_vgg16, SSD512),
-    "ssdlite320_mobilenet_v3_large": ModelEntry(ssdlite320_mobilenet_v3_large, SSDLITE320),
-    "ssdlite320_mobilenet_v3_large_full": ModelEntry(ssdlite320_mobilenet_v3_large_full, SSDLITE320),
+    "ssd300_vgg16": ModelEntry(make_ssd300, SSD300),
+    "ssd512_vgg16": ModelEntry(make_ssd512, SSD512),
+    "ssdlite320_mobilenet_v3_large": ModelEntry(make_ssdlite320, SSDLITE320),
+    "ssdlite320_mobilenet_v3_large_full": ModelEntry(partial(make_ssdlite320, tail=160), SSDLITE320),
 }
 """The models that a name can ask for. An entry of your own makes its checkpoints readable."""
 
 
-def build_model(name: str, num_classes: int, preset: Preset | None = None) -> SSD:
-    """The model called `name`, freshly initialised.
+def build_model(
+    name: str,
+    num_classes: int | None = None,
+    preset: Preset | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] = (),
+) -> SSD:
+    """The model called `name`, freshly initialised or with weights.
 
     Args:
         name: a key of :data:`MODELS`.
-        num_classes: foreground classes.
-        preset: default the model's own.
+        num_classes: foreground classes; None: those of `class_names`, else those of the weights.
+        preset: default the weights', else the model's own.
+        weights: a published name such as ``"COCO_V1"`` or the path of a file, as in
+            :func:`fastssd.detection.weights.read_weights`. What the weights do not know stays freshly initialised.
+        class_names: name of class 1, 2, ...; default those of the weights, if these are the classes asked for.
 
     Raises:
-        ValueError: no model has that name.
+        ValueError: no model has that name, there is nothing to take the number of classes from, or it does not fit.
+        FileNotFoundError, WeightsError: no such weights, or none for this model.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; expected one of {', '.join(map(repr, MODELS))}")
+    pretrained = None
+    if weights is not None:
+        from fastssd.detection.weights import load_weights, read_weights  # it imports this module
+
+        pretrained = read_weights(weights, name)
+    classes = tuple(class_names)
+    if pretrained and not classes and num_classes in (None, len(pretrained.class_names)):
+        classes = pretrained.class_names
+    if num_classes is None:
+        num_classes = len(classes) or (max(pretrained.num_columns - 1, 0) if pretrained else 0)
+        if not num_classes:
+            raise ValueError("num_classes: neither the number of classes, nor their names, nor weights that know them")
+    if classes and len(classes) != num_classes:
+        raise ValueError(f"class_names: expected {num_classes} names, got {len(classes)}")
     make, own = MODELS[name]
-    return make(num_classes, preset or own)
+    model = make(num_classes, preset or (pretrained.preset if pretrained else None) or own)
+    model.class_names = classes
+    if pretrained:
+        load_weights(model, pretrained)
+    return model
+
+
+def ssd300_vgg16(
+    num_classes: int | None = None,
+    preset: Preset | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] = (),
+) -> SSD:
+    """SSD300 on VGG16 (arXiv:1512.02325), 8732 anchors. Arguments as in :func:`build_model`; weights ``"COCO_V1"`` (a
+    detector) or ``"IMAGENET1K_FEATURES"`` (a backbone)."""
+    return build_model("ssd300_vgg16", num_classes, preset, weights=weights, class_names=class_names)
+
+
+def ssd512_vgg16(
+    num_classes: int | None = None,
+    preset: Preset | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] = (),
+) -> SSD:
+    """SSD512 on VGG16 (arXiv:1512.02325), 24564 anchors. Arguments as in :func:`build_model`; weights
+    ``"IMAGENET1K_FEATURES"`` (a backbone)."""
+    return build_model("ssd512_vgg16", num_classes, preset, weights=weights, class_names=class_names)
+
+
+def ssdlite320_mobilenet_v3_large(
+    num_classes: int | None = None,
+    preset: Preset | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] = (),
+) -> SSD:
+    """SSDlite (arXiv:1801.04381, section 6.2) on MobileNetV3-Large with the reduced tail (arXiv:1905.02244, table 6),
+    3234 anchors. Arguments as in :func:`build_model`; weights ``"COCO_V1"``. ``build_model`` has it with the whole tail
+    too, which is the one for ImageNet's weights, as ``"ssdlite320_mobilenet_v3_large_full"``."""
+    return build_model("ssdlite320_mobilenet_v3_large", num_classes, preset, weights=weights, class_names=class_names)

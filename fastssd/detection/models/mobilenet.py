@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import Tensor, nn
 
 from fastssd.detection.models.preset import RATIOS_6, Preset, paired_scales
@@ -113,20 +111,16 @@ def _halve(width: int, out: int) -> nn.Sequential:
     )
 
 
-def ssdlite320_mobilenet_v3_large(num_classes: int, preset: Preset = SSDLITE320, *, tail: int = 80) -> SSD:
-    """SSDlite (MobileNetV2, arXiv:1801.04381, section 6.2) on MobileNetV3-Large for `num_classes` foreground classes.
-
+def make_ssdlite320(num_classes: int, preset: Preset = SSDLITE320, *, tail: int = 80) -> SSD:
+    """
     Args:
         num_classes, preset: as in :class:`SSD`.
-        tail: 80 is the reduced tail of MobileNetV3's table 6 and of the published COCO weights; 160 is the width of
-            the ImageNet weights (the model ``ssdlite320_mobilenet_v3_large_full``).
+        tail: 80 is the reduced tail of MobileNetV3's table 6 and of the published COCO weights, 160 the width of the
+            ImageNet weights.
     """
     channels = (672, 6 * tail, 512, 256, 256, 128)
     backbone = mobilenet_v3_large(tail)
     return SSD(backbone, num_classes=num_classes, preset=preset, channels=channels, predictor=separable3x3)
-
-
-ssdlite320_mobilenet_v3_large_full = partial(ssdlite320_mobilenet_v3_large, tail=160)
 
 
 def _eights(width: float) -> int:

@@ -101,13 +101,11 @@ class VGG16(nn.Module):
         return [*maps, x, *self.extras(x)]
 
 
-def ssd300_vgg16(num_classes: int, preset: Preset = SSD300) -> SSD:
-    """SSD300 (arXiv:1512.02325) for `num_classes` foreground classes; 8732 anchors."""
+def make_ssd300(num_classes: int, preset: Preset = SSD300) -> SSD:
     return _ssd_vgg16(num_classes, preset, EXTRAS_300)
 
 
-def ssd512_vgg16(num_classes: int, preset: Preset = SSD512) -> SSD:
-    """SSD512 (arXiv:1512.02325, table 1) for `num_classes` foreground classes; 24564 anchors."""
+def make_ssd512(num_classes: int, preset: Preset = SSD512) -> SSD:
     return _ssd_vgg16(num_classes, preset, EXTRAS_512)
 
 

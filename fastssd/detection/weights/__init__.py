@@ -1,0 +1,170 @@
+"""Pretrained weights: published ones by name, other people's files by path, all without their libraries."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastssd.detection.models.ssd import SSD
+from fastssd.detection.weights.download import fetch
+from fastssd.detection.weights.formats import Pretrained, WeightsError, convert
+from fastssd.detection.weights.labels import COCO_80, COCO_91, VOC_20
+
+__all__ = ["COCO_80", "COCO_91", "PUBLISHED", "VOC_20", "LoadReport", "Pretrained", "WeightsError", "load_weights"]
+__all__ += ["read_weights"]
+
+_VGG = {"IMAGENET1K_FEATURES": "vgg16_features-amdegroot-88682ab5.pth"}
+_MOBILENET = {
+    "IMAGENET1K_V1": "mobilenet_v3_large-8738ca79.pth",
+    "IMAGENET1K_V2": "mobilenet_v3_large-5c1a4163.pth",
+}
+ADDRESS = "https://download.pytorch.org/models/"
+
+PUBLISHED: dict[str, dict[str, str]] = {
+    "tinyssd": {},
+    "ssd300_vgg16": {"COCO_V1": "ssd300_vgg16_coco-b556d3b4.pth"} | _VGG,
+    "ssd512_vgg16": _VGG,
+    "ssdlite320_mobilenet_v3_large": {"COCO_V1": "ssdlite320_mobilenet_v3_large_coco-a79551df.pth"},
+    "ssdlite320_mobilenet_v3_large_full": _MOBILENET,
+}
+"""For each model the weights that torchvision publishes, by torchvision's names: files at :data:`ADDRESS`, each with
+the beginning of its SHA-256. COCO_V1 is a whole detector, IMAGENET1K_... a backbone."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What :func:`load_weights` did; ``str()`` tells it in a line."""
+
+    source: str
+    loaded: tuple[str, ...]
+    """Tensors that were taken over."""
+    initialised: tuple[str, ...]
+    """Tensors that stay as they were initialised, wholly or for some classes."""
+    new_classes: tuple[str, ...]
+    """Classes that the weights do not know; with numbers for names where there are none."""
+
+    def __str__(self) -> str:
+        whole = len({*self.loaded, *self.initialised})
+        text = f"weights of {self.source}: {len(self.loaded)} of {whole} tensors taken over"
+        if self.new_classes:
+            heads = sorted({".".join(name.split(".")[:3]) for name in self.initialised if "head.classes." in name})
+            text += f"; re-initialised for the new classes {', '.join(self.new_classes)}: {', '.join(heads)}"
+        others = [name for name in self.initialised if not (self.new_classes and "head.classes." in name)]
+        parts = sorted({".".join(name.split(".")[:2]) for name in others})
+        return text + (f"; not in the weights: {', '.join(parts)}" if parts else "")
+
+
+def read_weights(weights: str | os.PathLike[str], model: str) -> Pretrained:
+    """Weights as this package names them, with what their file says or implies about classes and anchors.
+
+    Args:
+        weights: a name in :data:`PUBLISHED`, fetched once into torch's folder for such files
+            (``$TORCH_HOME/hub/checkpoints``, by default in ``~/.cache/torch``); or the path of a checkpoint of this
+            package, or of a state dict of torchvision, ssd.pytorch or lufficc/SSD. Nothing pickled in it is executed.
+        model: a key of :data:`fastssd.detection.MODELS`: whose published weights a name means.
+
+    Raises:
+        FileNotFoundError: there is no such file, and no such name.
+        WeightsError: a download that failed, or a file that is damaged or of an unknown layout.
+    """
+    named = PUBLISHED.get(model, {})
+    if weights in named:
+        path = fetch(ADDRESS + named[str(weights)])
+    elif os.path.exists(weights):
+        path = Path(weights)
+    else:
+        names = ", ".join(named) or "none"
+        reason = f"there is no such file, and the published weights of {model} are: {names}"
+        raise FileNotFoundError(errno.ENOENT, reason, os.fspath(weights))
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, for a file that may hold anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{path} is damaged or holds more than weights: {reason}") from error
+    return convert(content, os.fspath(weights))
+
+
+@torch.no_grad()
+def load_weights(model: SSD, weights: Pretrained, class_names: Sequence[str] = ()) -> LoadReport:
+    """Take over what fits: the backbone, the box heads, and the class heads' rows of the classes that both know.
+
+    Classes are matched by name where both sides have names, else they have to be equal in number. What the weights know
+    nothing of stays as it is in `model`: fresh from its initialisation, as a rule.
+
+    Args:
+        model: its weights are overwritten.
+        weights: of :func:`read_weights`.
+        class_names: name of class 1, 2, ... of the model; default its ``class_names``.
+
+    Raises:
+        WeightsError: the weights are of another network.
+    """
+    names = tuple(class_names) or model.class_names
+    if names and len(names) != model.num_classes:
+        raise ValueError(f"class_names: the model has {model.num_classes} classes, got {len(names)} names")
+    own, given = model.state_dict(), dict(weights.state_dict)
+    foreign = [name for name in given if name not in own]
+    wrong = [name for name in given if name in own and "head." not in name and given[name].shape != own[name].shape]
+    if foreign or wrong:
+        name = (foreign or wrong)[0]
+        raise WeightsError(
+            f"weights of {weights.source} are of another network, {weights.model or 'an unknown one'}: "
+            f"{name} {list(given[name].shape)} {'has no place here' if foreign else f'is {list(own[name].shape)} here'}"
+        )
+    rows = _class_rows(model, weights, names)
+    loaded, fresh = [], []
+    for name, tensor in own.items():
+        source = given.get(name)
+        if source is not None and name.startswith("head.classes.") and _by_class(model, name, tensor):
+            if None in rows:
+                fresh.append(name)
+            source = _rows_taken(tensor, source, rows, weights.num_columns)
+        if source is not None and source.shape == tensor.shape:
+            tensor.copy_(source)
+            loaded.append(name)
+        elif name not in fresh and not name.endswith("num_batches_tracked"):
+            fresh.append(name)
+    new: tuple[str, ...] = ()
+    if weights.num_columns:
+        labels = names or tuple(map(str, range(1, model.num_classes + 1)))
+        new = tuple(label for label, row in zip(labels, rows[1:], strict=True) if row is None)
+    return LoadReport(weights.source, tuple(loaded), tuple(fresh), new)
+
+
+def _by_class(model: SSD, name: str, tensor: Tensor) -> bool:
+    """Whether the rows of this tensor of a class head are k anchors times C columns."""
+    level = int(name.split(".")[2])
+    return tensor.ndim > 0 and tensor.shape[0] == model.preset.anchors_per_cell[level] * (model.num_classes + 1)
+
+
+def _rows_taken(tensor: Tensor, source: Tensor, rows: Sequence[int | None], columns: int) -> Tensor | None:
+    """`tensor` of a class head with those of its columns from `source` that `rows` names; None if they do not fit."""
+    anchors = tensor.shape[0] // len(rows)
+    known = [row for row, old in enumerate(rows) if old is not None]
+    if not known or source.shape != (anchors * columns, *tensor.shape[1:]):
+        return None
+    taken = tensor.unflatten(0, (anchors, -1)).clone()  # [k, C, ...]
+    taken[:, known] = source.unflatten(0, (anchors, -1))[:, [old for old in rows if old is not None]].to(taken)
+    return taken.flatten(0, 1)
+
+
+def _class_rows(model: SSD, weights: Pretrained, names: tuple[str, ...]) -> list[int | None]:
+    """For each column of the model the column of the weights that means the same."""
+    nothing: list[int | None] = [None] * (model.num_classes + 1)
+    if model.preset.activation != weights.activation:
+        return nothing
+    if not names or not weights.class_names:
+        return list(range(model.num_classes + 1)) if weights.num_columns == model.num_classes + 1 else nothing
+    if names == weights.class_names:  # as they stand: COCO's have "N/A" more than once
+        return list(range(model.num_classes + 1))
+    places = {name: place for place, name in enumerate(weights.class_names, start=1)}
+    return [0, *(places.get(name) for name in names)]
