@@ -42,13 +42,13 @@ def soft_nms_in_place_order(
         width = np.maximum(np.minimum(rest[2], x2) - np.maximum(rest[0], x1) + real(offset), 0)
         height = np.maximum(np.minimum(rest[3], y2) - np.maximum(rest[1], y1) + real(offset), 0)
         overlap = width * height
-        with np.errstate(all="ignore"):  # two boxes without area
-            iou = overlap / (area + rest[4] - overlap)
-            if method == "gaussian":
-                weight = np.exp(-(iou * iou) / sigma)
-            else:
-                weight = np.where(iou >= iou_threshold, 1 - iou if method == "linear" else 0, 1).astype(real)
-            rest[5] *= weight
+        union = area + rest[4] - overlap
+        iou = np.divide(overlap, union, out=np.zeros_like(union), where=union > 0)
+        if method == "gaussian":
+            weight = np.exp(-(iou * iou) / sigma)
+        else:
+            weight = np.where(iou >= iou_threshold, 1 - iou if method == "linear" else 0, 1).astype(real)
+        rest[5] *= weight
         good = ~(rest[5] < min_score)
         left = int(good.sum())
         # The last good ones fill the gaps, from the end on.

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastssd import ops
+from fastssd.compat.mmdet._greedy import greedy, suppression_with_offset
 from fastssd.compat.mmdet._soft_nms import soft_nms_in_place_order
-from fastssd.compat.mmdet.overlaps import bbox_overlaps
 
 Boxes = Tensor | NDArray[Any]  # what comes as a NumPy array goes back as one
 
 _METHODS = ("naive", "linear", "gaussian")
-_BLOCK = 256
 
 
 def nms(
@@ -114,15 +113,19 @@ def soft_nms(
     if len(array) == 0 or numbers.max() < least:
         taken = np.flatnonzero(numbers == numbers.max(initial=-np.inf))[:1]
         lowered = numbers[taken]
-    elif method == "naive" or offset or len(np.unique(numbers)) < len(numbers):
+    elif offset or len(np.unique(numbers)) < len(numbers) or (method == "naive" and not (threshold > 0 and least > 0)):
         # Among equal scores mmcv takes the one that its swaps have brought to the front.
         taken, lowered = soft_nms_in_place_order(array, numbers, threshold, real(sigma), least, method, offset)
+    elif method == "naive":
+        good = np.flatnonzero(numbers >= least)
+        taken = good[ops.nms(array[good], numbers[good], _clamped(_below(threshold, real)))]
+        lowered = numbers[taken]
     else:
         taken, lowered = ops.soft_nms(
             array,
             numbers,
             method=method,
-            iou_threshold=min(max(_below(threshold, real), 0.0), 1.0),
+            iou_threshold=_clamped(_below(threshold, real)),
             sigma=sigma,
             score_threshold=_below(least, real),
         )
@@ -202,41 +205,29 @@ def nms_match(dets: Boxes, iou_threshold: float) -> list[Any]:
     Source:
         ``mmcv.ops.nms_match``.
     """
-    is_numpy = isinstance(dets, np.ndarray)
     table = torch.as_tensor(dets).detach()
     if len(table) == 0:
         return []
     if table.dim() != 2 or table.shape[1] != 5:
         raise ValueError(f"dets: expected shape [N, 5], got {list(table.shape)}")
-    boxes, scores = table[:, :4].contiguous(), table[:, 4]
-    order = scores.argsort(descending=True, stable=True)  # the place of each rank
-    boxes = boxes[order]
-
-    def suppresses(rows: Tensor, columns: Tensor) -> Tensor:
-        iou: Tensor = ops.box_iou(rows, columns)
-        return iou >= iou_threshold
-
-    owner = torch.arange(len(boxes), device=boxes.device)  # by rank: the rank of the box that deleted it, or its own
-    kept, lost = _greedy(boxes, suppresses, owner)
-    groups = [[int(order[rank])] for rank in kept.tolist()]
-    slot = dict(zip(kept.tolist(), range(len(groups)), strict=True))
-    for rank, place in zip(lost.tolist(), order[lost].tolist(), strict=True):
-        groups[slot[int(owner[rank])]].append(place)
-    if is_numpy:
-        return [np.array(group, np.int64) for group in groups]
-    return [torch.tensor(group, dtype=torch.int64, device=table.device) for group in groups]
+    boxes, order = _by_score(table[:, :4], table[:, 4])
+    threshold = boxes.dtype.type(iou_threshold)
+    owner = np.arange(len(boxes))  # by rank: the rank of the box that deleted it, or its own
+    kept = greedy(boxes, lambda rows, columns: ops.box_iou(rows, columns) >= threshold, owner)
+    grouped = order[owner.argsort(kind="stable")]
+    sizes = np.bincount(owner)[kept]
+    if isinstance(dets, np.ndarray):
+        return np.split(grouped, np.cumsum(sizes)[:-1])
+    return list(torch.from_numpy(grouped).to(table.device).split(sizes.tolist()))
 
 
 def _hard(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     if offset == 0:
         keep: Tensor = ops.nms(boxes, scores, _for_kernel(iou_threshold, boxes))
         return keep
-    order = scores.argsort(descending=True, stable=True)
-
-    def suppresses(rows: Tensor, columns: Tensor) -> Tensor:
-        return bbox_overlaps(rows, columns, eps=0.0, offset=offset) > iou_threshold
-
-    return order[_greedy(boxes[order], suppresses)[0]]
+    ranked, order = _by_score(boxes, scores)
+    kept = greedy(ranked, suppression_with_offset(ranked, iou_threshold, offset))
+    return torch.from_numpy(order[kept]).to(boxes.device)
 
 
 def _batched_hard(
@@ -265,8 +256,8 @@ def _class_by_class(
 ) -> tuple[Tensor, Tensor]:
     """What `function` keeps of each class, and with which scores, by falling score."""
     keeps, lowered = [groups.new_empty(0, dtype=torch.int64)], [scores.new_empty(0)]
-    for group in groups.unique():
-        members = (groups == group).nonzero()[:, 0]
+    by_group = groups.argsort(stable=True)
+    for members in by_group.split(groups.unique(return_counts=True)[1].tolist()):
         dets, keep = function(boxes[members], scores[members], **options)
         keeps.append(members[keep])
         lowered.append(dets[:, -1])
@@ -274,37 +265,11 @@ def _class_by_class(
     return torch.cat(keeps)[order], ranked
 
 
-def _greedy(
-    boxes: Tensor, suppresses: Callable[[Tensor, Tensor], Tensor], owner: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Greedy NMS of boxes that lie by falling score, by any measure, block by block: (kept, deleted), both rising.
-
-    `owner`, if given, learns who deleted whom.
-    """
-    alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    kept = [owner.new_empty(0) if owner is not None else torch.empty(0, dtype=torch.int64, device=boxes.device)]
-    for start in range(0, len(boxes), _BLOCK):
-        block = alive[start : start + _BLOCK].nonzero()[:, 0] + start
-        if len(block) == 0:
-            continue
-        within = suppresses(boxes[block], boxes[block]).cpu().numpy()
-        stays = np.ones(len(block), bool)
-        for i in range(len(block)):
-            if stays[i]:
-                gone = stays[i + 1 :] & within[i, i + 1 :]
-                if owner is not None:
-                    owner[block[i + 1 :][torch.from_numpy(gone)]] = block[i]
-                stays[i + 1 :] &= ~gone
-        chosen = block[torch.from_numpy(stays)]
-        alive[block] = torch.from_numpy(stays).to(alive.device)
-        kept.append(chosen)
-        rest = alive[start + _BLOCK :].nonzero()[:, 0] + start + _BLOCK
-        beyond = suppresses(boxes[chosen], boxes[rest])
-        gone_beyond = beyond.any(0)
-        if owner is not None and bool(gone_beyond.any()):
-            owner[rest[gone_beyond]] = chosen[beyond[:, gone_beyond].to(torch.uint8).argmax(0)]  # the first of them
-        alive[rest[gone_beyond]] = False
-    return torch.cat(kept), (~alive).nonzero()[:, 0]
+def _by_score(boxes: Tensor, scores: Tensor) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The boxes by falling score, in a dtype of the kernels, and the place of each."""
+    order = scores.detach().argsort(descending=True, stable=True).cpu()
+    array = boxes.detach().cpu()[order]
+    return (array if array.dtype == torch.float64 else array.float()).contiguous().numpy(), order.numpy()
 
 
 def _tensors(boxes: Boxes, scores: Boxes) -> tuple[Tensor, Tensor, bool]:
@@ -336,6 +301,10 @@ def _for_kernel(iou_threshold: float, boxes: Tensor) -> float:
     """The threshold in the precision in which mmcv compares; above 1 nothing is deleted, as at 1."""
     real = np.float64 if boxes.dtype == torch.float64 else np.float32
     return min(float(real(iou_threshold)), 1.0)
+
+
+def _clamped(threshold: float) -> float:
+    return min(max(threshold, 0.0), 1.0)
 
 
 def _below(value: Any, real: type) -> float:
