@@ -472,9 +472,12 @@ def export_model(
     ] = False,
     score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score of a box.")] = 0.3,
     nms_threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="IoU from which the weaker of two boxes goes.")
-    ] = 0.45,
-    max_detections: Annotated[int, typer.Option(min=1, help="Most boxes a picture.")] = 200,
+        float | None,
+        typer.Option(min=0, max=1, help="IoU from which the weaker of two boxes goes.", show_default="the model's"),
+    ] = None,
+    max_detections: Annotated[
+        int | None, typer.Option(min=1, help="Most boxes a picture.", show_default="the model's")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a checkpoint as a file that runs without torch: `fastssd predict` and fastssd.Detector read it.
@@ -490,16 +493,22 @@ def export_model(
       fastssd export best.ckpt --nms --score-threshold 0.1
       fastssd predict cells.onnx photo.jpg
     """
-    from fastssd.deploy import Limits
     from fastssd.deploy.onnx_export import export_onnx
     from fastssd.training import load_checkpoint
 
     path = checkpoint_in(checkpoint, "best")
     target = out or path.with_suffix(f".{format.value}")
     model, made = load_checkpoint(path)
-    limits = Limits(score_threshold=score_threshold, iou_threshold=nms_threshold, max_detections=max_detections)
     with only_json(as_json):
-        exported = export_onnx(model, made.class_names, target, nms=nms, limits=limits)
+        exported = export_onnx(
+            model,
+            target,
+            class_names=made.class_names,
+            nms=nms,
+            score_threshold=score_threshold,
+            iou_threshold=nms_threshold,
+            max_detections=max_detections,
+        )
     if as_json:
         print_json(asdict(exported) | {"checkpoint": str(path), "format": format.value, "nms": nms})
         return
@@ -522,12 +531,10 @@ def predict(
     ] = None,
     nms_threshold: Annotated[
         float | None,
-        typer.Option(
-            min=0, max=1, help="IoU from which the weaker of two boxes goes.", show_default="0.45, or the file's"
-        ),
+        typer.Option(min=0, max=1, help="IoU from which the weaker of two boxes goes.", show_default="the model's"),
     ] = None,
     max_detections: Annotated[
-        int | None, typer.Option(min=1, help="Most boxes a picture.", show_default="200, or the file's")
+        int | None, typer.Option(min=1, help="Most boxes a picture.", show_default="the model's")
     ] = None,
     draw: Annotated[bool, typer.Option(help="Draw the boxes, or write predictions.json alone.")] = True,
     accelerator: On = Accelerator.AUTO,

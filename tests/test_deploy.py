@@ -28,8 +28,8 @@ from PIL import Image
 
 import fastssd
 from fastssd.data import DataError, shapes_dataset
-from fastssd.deploy import Detector, Limits
-from fastssd.deploy.metadata import NetworkInfo
+from fastssd.deploy import Detector
+from fastssd.deploy.metadata import Limits, NetworkInfo
 from fastssd.deploy.networks import to_input
 from fastssd.deploy.onnx_export import export_onnx
 from fastssd.deploy.onnx_nms import at_most, postprocess_graph
@@ -54,6 +54,9 @@ class Limit(NamedTuple):
     iou: float
     low: float
     scores: tuple[float, ...]
+
+    def options(self, score: float | None = None) -> dict[str, float]:
+        return {"score_threshold": score or self.low, "iou_threshold": self.iou, "max_detections": MOST}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -121,20 +124,19 @@ def files(tmp_path_factory, limit) -> Files:
     info = CheckpointInfo("tinyssd", NAMES, model.preset, {}, 1, 0, {}, None, None, [])
     save_checkpoint({"state_dict": model.state_dict(), KEY: info.to_dict()}, made.checkpoint)
     model.train()
-    export_onnx(model, NAMES, made.heads)
+    export_onnx(model, made.heads, class_names=NAMES)
     assert model.training  # it was left as it was
     model.eval()
     with pytest.MonkeyPatch.context() as patch:
         exported_before(patch, made.heads)
-        export_onnx(model, NAMES, made.nms, nms=True, limits=Limits(limit.low, limit.iou, max_detections=MOST))
+        export_onnx(model, made.nms, class_names=NAMES, nms=True, **limit.options())
     return made
 
 
 @pytest.fixture(scope="module")
 def detectors(files, limit) -> list[Detector]:
     """One of each kind of file, with the same limits."""
-    options = {"score_threshold": limit.low, "iou_threshold": limit.iou, "max_detections": MOST}
-    return [Detector(path, **options) for path in files]
+    return [Detector(path, **limit.options()) for path in files]
 
 
 def assert_same(comp, ref):
@@ -153,9 +155,8 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("which", Files._fields)
 def test_every_file_gives_what_torch_gives(files, pictures, limit, which):
     for threshold in limit.scores:
-        options = {"score_threshold": threshold, "iou_threshold": limit.iou, "max_detections": MOST}
-        refs = detect(trained_like(), pictures, **options)
-        comps = Detector(getattr(files, which), **options)(pictures)
+        refs = detect(trained_like(), pictures, **limit.options(threshold))
+        comps = Detector(getattr(files, which), **limit.options(threshold))(pictures)
         for comp, ref in zip(comps, refs, strict=True):
             assert_same(comp, ref)
             assert comp.names == tuple(NAMES[label - 1] for label in ref.labels)
@@ -368,7 +369,7 @@ def test_the_file_says_everything_and_nothing_of_this_machine(files, limit):
         assert info.class_names == NAMES
         assert info.version == fastssd.__version__
         assert json.loads(json.dumps(info.preset)) == json.loads(json.dumps(TINYSSD.to_dict()))
-        assert info.limits == (Limits(limit.low, limit.iou, max_detections=MOST) if info.nms else Limits())
+        assert info.limits == (Limits(topk=400, **limit.options()) if info.nms else Limits(0.3, 0.45, 400, 200))
         np.testing.assert_array_equal(info.anchors, TINYSSD.anchors())
         assert {opset.domain for opset in exported.opset_import} == {""}
         content = path.read_bytes()
@@ -381,12 +382,12 @@ def test_a_file_is_written_whole_or_not_at_all(files, tmp_path, monkeypatch):
     target = tmp_path / "model.onnx"
     target.write_text("before")
     with pytest.raises(ValueError, match="3 names"):
-        export_onnx(trained_like(), NAMES[:2], target)
+        export_onnx(trained_like(), target, class_names=NAMES[:2])
     with pytest.raises(ValueError, match="score_threshold"):
-        export_onnx(trained_like(), NAMES, target, limits=Limits(score_threshold=2))
+        export_onnx(trained_like(), target, class_names=NAMES, score_threshold=2)
     monkeypatch.setattr("fastssd.deploy.onnx_export._run", lambda *_: [np.float32(0)] * 2)
     with pytest.raises(RuntimeError, match="logits"):
-        export_onnx(trained_like(), NAMES, target)
+        export_onnx(trained_like(), target, class_names=NAMES)
     assert target.read_text() == "before"
     assert [*tmp_path.iterdir()] == [target]
 
@@ -433,11 +434,11 @@ def postprocess_of(rng, limits: Limits, classes=3, anchors=300, activation="none
 @pytest.mark.parametrize(
     "limits",
     [
-        Limits(),
-        Limits(score_threshold=0, iou_threshold=0, topk=None),
-        Limits(score_threshold=0.1, iou_threshold=1, topk=17, max_detections=9),
-        Limits(score_threshold=1),
-        Limits(score_threshold=0.5, iou_threshold=0.3, topk=10_000, max_detections=10_000),
+        Limits(0.3, 0.45, topk=400, max_detections=200),
+        Limits(0, 0, topk=400, max_detections=200),
+        Limits(0.1, 1, topk=17, max_detections=9),
+        Limits(1, 0.45, topk=400, max_detections=200),
+        Limits(0.5, 0.3, topk=10_000, max_detections=10_000),
     ],
 )
 def test_standard_operators_give_what_ours_give(limits):
@@ -455,7 +456,7 @@ def test_standard_operators_give_what_ours_give(limits):
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_standard_operators_know_every_activation(activation):
     rng = np.random.default_rng(0)
-    postprocess = postprocess_of(rng, Limits(score_threshold=0.2), activation=activation)
+    postprocess = postprocess_of(rng, Limits(0.2, 0.45, 400, 200), activation=activation)
     counts = postprocess.compare(
         rng.normal(0, 2, (2, 300, 4)).astype(np.float32), rng.normal(0, 1, (2, 300, 4)).astype(np.float32)
     )
@@ -465,20 +466,18 @@ def test_standard_operators_know_every_activation(activation):
 def test_a_threshold_is_hit_exactly():
     """At an IoU or score that is the threshold nothing is suppressed or detected; one bit beside it is."""
     rng = np.random.default_rng(0)
-    postprocess = postprocess_of(rng, Limits(score_threshold=0.3), classes=1, anchors=2)
+    postprocess = postprocess_of(rng, Limits(0.3, 0.45, 2, 2), classes=1, anchors=2)
     anchors = np.array([[0.1, 0.1, 0.5, 0.5], [0.2, 0.1, 0.6, 0.5]], np.float32)
     scores, deltas = np.array([[[0, 0.9], [0, 0.8]]], np.float32), np.zeros((1, 2, 4), np.float32)
     info = replace(postprocess.info, anchors=anchors)
     decoded = postprocess_detections(scores[0], deltas[0], anchors, activation="none", iou_threshold=1).boxes[:2]
     iou = float(box_iou(decoded, decoded)[0, 1])
     for threshold in (iou, np.nextafter(iou, 0), np.nextafter(iou, 1), np.float32(iou) - np.spacing(np.float32(iou))):
-        limits = Limits(score_threshold=0, iou_threshold=float(threshold))
+        limits = Limits(0, float(threshold), 2, 2)
         counts = Postprocess(replace(info, limits=limits)).compare(scores, deltas)
         assert counts[0] == (2 if threshold >= iou else 1)
     for threshold in (float(scores[0, 1, 1]), 0.8, np.nextafter(float(scores[0, 1, 1]), 0)):
-        Postprocess(replace(info, limits=Limits(score_threshold=float(threshold), iou_threshold=1))).compare(
-            scores, deltas
-        )
+        Postprocess(replace(info, limits=Limits(float(threshold), 1, 2, 2))).compare(scores, deltas)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.3, 0.45, 0.5, 1 / 3, 1.0])

@@ -9,8 +9,7 @@
 """
 
 from fastssd.deploy.detector import Detector
-from fastssd.deploy.metadata import Limits
 from fastssd.deploy.pictures import Picture
 from fastssd.deploy.result import NamedBox, NamedDetections
 
-__all__ = ["Detector", "Limits", "NamedBox", "NamedDetections", "Picture"]
+__all__ = ["Detector", "NamedBox", "NamedDetections", "Picture"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -28,8 +27,8 @@ class Detector:
     Args:
         model: an ONNX file that fastssd exported, a checkpoint, or a run folder, whose best checkpoint is taken.
         score_threshold, iou_threshold, max_detections: as in :func:`fastssd.ops.postprocess_detections`; default what
-            the file says, else 0.3, 0.45 and 200. Where NMS is inside the file, its IoU threshold stands, and the
-            others can only become stricter.
+            the file says (a checkpoint: 0.3, and what its preset says). Where NMS is inside the file, its IoU threshold
+            stands, and the others can only become stricter.
         batch_size: pictures that go through the network at once.
         threads: of the network; default as :func:`fastssd.set_num_threads` says. With a checkpoint this sets torch's
             number in the whole process.
@@ -83,8 +82,7 @@ class Detector:
         }
         info = self.network.info
         self.class_names, self.image_size = info.class_names, info.image_size
-        chosen = {name: value for name, value in given.items() if value is not None}
-        self.limits = replace(info.limits, **chosen).checked()
+        self.limits = info.limits.changed(**given)
         if info.nms:
             _check_stricter(self.limits, info.limits)
         self._options = given | {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,25 +19,32 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Limits:
-    """What is detected, as in :func:`fastssd.ops.postprocess_detections`."""
+    """What is detected, as in :func:`fastssd.ops.postprocess_detections`.
 
-    score_threshold: float = 0.3
-    iou_threshold: float = 0.45
-    topk: int | None = 400
-    max_detections: int = 200
+    Raises:
+        TypeError, ValueError: a number is out of range.
+    """
 
-    def checked(self) -> Limits:
-        """These limits.
+    score_threshold: float
+    iou_threshold: float
+    topk: int
+    max_detections: int
 
-        Raises:
-            TypeError, ValueError: one is out of range.
-        """
+    def __post_init__(self) -> None:
         face.fraction("score_threshold", self.score_threshold)
         face.fraction("iou_threshold", self.iou_threshold)
+        face.count("topk", self.topk, low=1)
         face.count("max_detections", self.max_detections, low=1)
-        if self.topk is not None:
-            face.count("topk", self.topk, low=1)
-        return self
+
+    @classmethod
+    def of_preset(cls, preset: Mapping[str, Any]) -> Limits:
+        """Those of a preset, with the score threshold of :func:`fastssd.detection.detect`."""
+        return cls(0.3, preset["nms_threshold"], preset["topk"], preset["max_detections"])
+
+    def changed(self, **given: float | None) -> Limits:
+        """With those that are given and not None."""
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return replace(self, **chosen)
 
 
 @dataclass(frozen=True, eq=False)

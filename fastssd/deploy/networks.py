@@ -106,7 +106,8 @@ class CheckpointNetwork:
         self.device = device or "cpu"
         self.model, made = load_checkpoint(path, self.device)
         anchors = self.model.anchors.cpu().numpy()
-        self.info = NetworkInfo(made.class_names, made.preset.to_dict(), anchors, Limits(), False, version())
+        preset = made.preset.to_dict()
+        self.info = NetworkInfo(made.class_names, preset, anchors, Limits.of_preset(preset), False, version())
         if threads is not None:
             import torch
 

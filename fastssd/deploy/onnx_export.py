@@ -53,11 +53,14 @@ class Exported:
 
 def export_onnx(
     model: SSD,
-    class_names: Sequence[str],
     path: str | os.PathLike[str],
     *,
+    class_names: Sequence[str] | None = None,
     nms: bool = False,
-    limits: Limits | None = None,
+    score_threshold: float | None = None,
+    iou_threshold: float | None = None,
+    topk: int | None = None,
+    max_detections: int | None = None,
 ) -> Exported:
     """Write `model` as an ONNX file, after comparing what it computes with torch.
 
@@ -68,28 +71,27 @@ def export_onnx(
 
     Args:
         model: on any device, in any mode; it is left as it is.
-        class_names: name of class 1, 2, ...
         path: written whole or not at all.
+        class_names: name of class 1, 2, ...; default the model's own.
         nms: detections, not logits and deltas.
-        limits: thresholds and numbers; with `nms` a part of the graph, else defaults for whoever reads the file.
+        score_threshold, iou_threshold, topk, max_detections: as in :func:`fastssd.ops.postprocess_detections`; default
+            0.3 and what the model's preset says. With `nms` they are a part of the graph, else what a
+            :class:`~fastssd.deploy.Detector` takes unless it is told otherwise.
 
     Raises:
         ValueError: names that do not fit the model, or a limit out of range.
         RuntimeError: onnxruntime's outputs are not torch's.
     """
-    if len(class_names) != model.num_classes:
-        raise ValueError(f"class_names: expected {model.num_classes} names, got {len(class_names)}")
-    limits = (limits or Limits()).checked()
+    names = tuple(model.class_names if class_names is None else class_names)
+    if len(names) != model.num_classes:
+        raise ValueError(f"class_names: expected {model.num_classes} names, got {len(names)}")
+    preset = model.preset.to_dict()
+    limits = Limits.of_preset(preset).changed(
+        score_threshold=score_threshold, iou_threshold=iou_threshold, topk=topk, max_detections=max_detections
+    )
     # An exported file runs where whoever exports it decides, so it is made where every machine can make it.
     network = copy.deepcopy(model).cpu().float().eval()
-    info = NetworkInfo(
-        tuple(class_names),
-        network.preset.to_dict(),
-        network.anchors.numpy(),
-        limits,
-        nms=False,
-        version=version(),
-    )
+    info = NetworkInfo(names, preset, network.anchors.numpy(), limits, nms=False, version=version())
     exported = _heads(network)
     _describe(exported, info)
     difference = _compare(network, exported)

@@ -82,7 +82,7 @@ def postprocess_graph(info: NetworkInfo) -> onnx.GraphProto:
     """
     limits, classes, anchors = info.limits, len(info.class_names), len(info.anchors)
     places = min(limits.max_detections, classes * anchors)
-    topk = anchors if limits.topk is None else min(limits.topk, anchors)
+    topk = min(limits.topk, anchors)
     text = _GRAPH.format(A=anchors, C=classes + 1, K=places, activation=_ACTIVATIONS[info.preset["activation"]])
     graph = onnx.parser.parse_graph(text)
     center_variance, size_variance = info.preset["variances"]
