@@ -31,7 +31,7 @@ class FastRetinaNet(RetinaNet):  # type: ignore[misc]
     def compute_loss(self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor]) -> Any:
         if host.matching_rule(self.proposal_matcher) is None or not targets:
             return super().compute_loss(targets, head_outputs, anchors)
-        matched = host.match(self.proposal_matcher, self.anchor_generator, anchors, targets)
+        matched = host.match(self.proposal_matcher, anchors, targets)
         return self.head.compute_loss(targets, head_outputs, anchors, list(matched))
 
     def postprocess_detections(
@@ -41,7 +41,7 @@ class FastRetinaNet(RetinaNet):  # type: ignore[misc]
         image_shapes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
         if not host.fractions(self.score_thresh, self.nms_thresh):
-            return super().postprocess_detections(head_outputs, anchors, image_shapes)  # type: ignore[no-any-return]
+            return super().postprocess_detections(head_outputs, anchors, image_shapes)
         limit = logit_limit(self.score_thresh)
 
         def look(level: int, logits: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor, Tensor], Tensor]]:
@@ -88,7 +88,7 @@ class FastFCOS(FCOS):  # type: ignore[misc]
         anchors: list[Tensor],
         num_anchors_per_level: list[int],
     ) -> Any:
-        same = host.shared(self.anchor_generator, anchors)
+        same = host.shared(anchors)
         if same is None:
             return super().compute_loss(targets, head_outputs, anchors, num_anchors_per_level)
         gt_boxes = [target["boxes"] for target in targets]
@@ -102,7 +102,7 @@ class FastFCOS(FCOS):  # type: ignore[misc]
         image_shapes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
         if not host.fractions(self.score_thresh, self.nms_thresh):
-            return super().postprocess_detections(head_outputs, anchors, image_shapes)  # type: ignore[no-any-return]
+            return super().postprocess_detections(head_outputs, anchors, image_shapes)
 
         def look(level: int, logits: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor, Tensor], Tensor]]:
             centerness = head_outputs["bbox_ctrness"][level]  # [B, A, 1]
@@ -171,7 +171,7 @@ def _detect(
         keep = _best(scores, image, batch, model.score_thresh, model.topk_candidates)
         image, anchor, label, scores = image[keep], anchor[keep], label[keep], scores[keep]
         deltas = head_outputs["bbox_regression"][level][image, anchor]
-        priors = host.shared(model.anchor_generator, [of_image[level] for of_image in anchors])
+        priors = host.shared([of_image[level] for of_image in anchors])
         priors = torch.stack([a[level] for a in anchors])[image, anchor] if priors is None else priors[anchor]
         levels.append((image, label, scores, clip_to_sizes(decode(deltas, priors), image, image_shapes)))
     image, label, scores, boxes = (torch.cat(parts) for parts in zip(*levels, strict=True))

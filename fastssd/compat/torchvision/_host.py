@@ -11,13 +11,24 @@ from torch import Tensor
 from torchvision.models.detection import _utils
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator as HostBoxGenerator
+from torchvision.models.detection.image_list import ImageList
 
-from fastssd.compat.torchvision.anchors import DefaultBoxGenerator
+from fastssd.compat.torchvision.anchors import default_boxes
 from fastssd.compat.torchvision.coder import BoxCoder
 from fastssd.compat.torchvision.matcher import Matcher, SSDMatcher, match_boxes
 
-# Their anchors are the same for every image of a batch.
-_SHARING = {generator.forward for generator in (AnchorGenerator, HostBoxGenerator, DefaultBoxGenerator)}
+
+class FastAnchorGenerator(AnchorGenerator):  # type: ignore[misc]
+    """Anchors that are made once for all images of a batch."""
+
+    def forward(self, image_list: Any, feature_maps: list[Tensor]) -> list[Tensor]:
+        sizes = image_list.image_sizes
+        return super().forward(ImageList(image_list.tensors, sizes[:1]), feature_maps) * len(sizes)
+
+
+class FastDefaultBoxGenerator(HostBoxGenerator):  # type: ignore[misc]
+    def forward(self, image_list: Any, feature_maps: list[Tensor]) -> list[Tensor]:
+        return [default_boxes(self, image_list, feature_maps)] * len(image_list.image_sizes)
 
 
 def matching_rule(matcher: Any) -> str | None:
@@ -42,23 +53,22 @@ def overrides(model: Any, fast: type, names: Sequence[str]) -> bool:
     return any(getattr(type(model), name) is not getattr(fast, name) for name in names)
 
 
-def shared(generator: Any, anchors: Sequence[Tensor]) -> Tensor | None:
+def shared(anchors: Sequence[Tensor]) -> Tensor | None:
     """The anchors [A, 4] of every image of the batch; None if they differ or there is no image."""
-    if not anchors:
-        return None
-    first = anchors[0]
-    if getattr(type(generator), "forward", None) in _SHARING or all(torch.equal(first, one) for one in anchors[1:]):
-        return first
-    return None
+    return anchors[0] if anchors and all(_same(anchors[0], one) for one in anchors[1:]) else None
 
 
-def match(matcher: Any, generator: Any, anchors: Sequence[Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))
+
+
+def match(matcher: Any, anchors: Sequence[Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
     """int64 [B, A] by a matcher that :func:`matching_rule` knows."""
     rule = matching_rule(matcher)
     assert rule is not None
     limits = (matcher.high_threshold, matcher.low_threshold, rule)
     gt_boxes = [target["boxes"] for target in targets]
-    same = shared(generator, anchors)
+    same = shared(anchors)
     if same is not None:
         return match_boxes(same, gt_boxes, *limits)
     return torch.cat([match_boxes(one, [boxes], *limits) for one, boxes in zip(anchors, gt_boxes, strict=True)])
@@ -93,7 +103,6 @@ class Positives:
         image, anchor: int64 [P].
         boxes, labels: [P, 4] and [P] of the matched ground truth.
         anchors: [P, 4].
-        counts: positives of each image.
     """
 
     def __init__(
@@ -101,7 +110,6 @@ class Positives:
         targets: list[dict[str, Tensor]],
         anchors: Sequence[Tensor],
         matched_idxs: Sequence[Tensor],
-        generator: Any = None,
     ) -> None:
         self.matched = matched_idxs if isinstance(matched_idxs, Tensor) else torch.stack(list(matched_idxs))
         self.image, self.anchor = nonzero(self.matched >= 0)
@@ -109,12 +117,8 @@ class Positives:
         truth = self.matched[self.image, self.anchor] + offsets.cumsum(0)[self.image]
         self.boxes = torch.cat([target["boxes"] for target in targets])[truth]
         self.labels = torch.cat([target["labels"] for target in targets])[truth]
-        same = shared(generator, anchors)
+        same = shared(anchors)
         self.anchors = torch.stack(list(anchors))[self.image, self.anchor] if same is None else same[self.anchor]
-
-    @property
-    def counts(self) -> list[int]:
-        return torch.bincount(self.image, minlength=len(self.matched)).tolist()
 
 
 def nonzero(mask: Tensor) -> tuple[Tensor, Tensor]:

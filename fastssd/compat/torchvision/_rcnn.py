@@ -21,10 +21,9 @@ class FastRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
 
     def forward(self, images: Any, features: dict[str, Tensor], targets: Targets | None = None) -> Any:
         own = ("filter_proposals", "assign_targets_to_anchors", "compute_loss")
-        usual = (
-            host.has_boxcoder(self) and host.matching_rule(self.proposal_matcher) and host.fractions(self.nms_thresh)
-        )
-        if not usual or host.overrides(self, FastRegionProposalNetwork, own) or (self.training and targets is None):
+        known = host.has_boxcoder(self) and host.matching_rule(self.proposal_matcher) is not None
+        usual = known and host.fractions(self.nms_thresh) and not host.overrides(self, FastRegionProposalNetwork, own)
+        if not usual or (self.training and targets is None):
             return super().forward(images, features, targets)
         maps = list(features.values())
         objectness, deltas = self.head(maps)
@@ -49,7 +48,7 @@ class FastRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         objectness = objectness.reshape(batch, -1)  # [B, A]
         top = self._get_top_n_idx(objectness, per_level)  # [B, N]
         image = torch.arange(batch, device=top.device)[:, None].expand_as(top)
-        same = host.shared(self.anchor_generator, anchors)
+        same = host.shared(anchors)
         priors = torch.stack(anchors)[image, top] if same is None else same[top]
         levels = torch.bucketize(top, torch.tensor(per_level, device=top.device).cumsum(0), right=True).flatten()
         boxes = self.box_coder.decode_single(deltas.view(batch, -1, 4)[image, top].view(-1, 4), priors.view(-1, 4))
@@ -62,7 +61,7 @@ class FastRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         return [boxes[places] for places in kept]
 
     def _losses(self, objectness: Tensor, deltas: Tensor, anchors: list[Tensor], targets: Targets) -> dict[str, Tensor]:
-        matched = host.match(self.proposal_matcher, self.anchor_generator, anchors, targets)  # [B, A]
+        matched = host.match(self.proposal_matcher, anchors, targets)  # [B, A]
         labels = (matched >= 0).to(torch.float32)
         labels[matched == self.proposal_matcher.BETWEEN_THRESHOLDS] = -1
         positive, negative = (torch.cat(masks).nonzero()[:, 0] for masks in self.fg_bg_sampler(list(labels)))
@@ -71,7 +70,7 @@ class FastRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         offsets = torch.tensor([0, *(len(target["boxes"]) for target in targets[:-1])], device=matched.device)
         boxes = torch.cat([target["boxes"] for target in targets])
         boxes = boxes[matched[image, anchor] + offsets.cumsum(0)[image]]
-        same = host.shared(self.anchor_generator, anchors)
+        same = host.shared(anchors)
         priors = torch.stack(anchors)[image, anchor] if same is None else same[anchor]
         wanted = self.box_coder.encode_single(boxes, priors)
         box_loss = F.smooth_l1_loss(deltas[positive], wanted, beta=1 / 9, reduction="sum") / len(sampled)
@@ -89,7 +88,7 @@ class FastRoIHeads(RoIHeads):  # type: ignore[misc]
             return super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
         matched_idxs, labels = [], []
         for anchors, boxes, classes in zip(proposals, gt_boxes, gt_labels, strict=True):
-            matched = host.match(self.proposal_matcher, None, [anchors], [{"boxes": boxes}])[0]
+            matched = host.match(self.proposal_matcher, [anchors], [{"boxes": boxes}])[0]
             matched_idxs.append(matched.clamp(min=0))
             label = torch.zeros_like(matched)
             if len(boxes):

@@ -24,21 +24,21 @@ class FastSSD(SSD):  # type: ignore[misc]
     def forward(self, images: list[Tensor], targets: Targets | None = None) -> Any:
         if not self.training or not host.well_formed(targets) or host.matching_rule(self.proposal_matcher) is None:
             return super().forward(images, targets)  # which raises what is to be raised
-        images, targets = self.transform(images, targets)
+        batch, targets = self.transform(images, targets)
         assert targets is not None
         host.check_extent(targets)
-        features = self.backbone(images.tensors)
+        features = self.backbone(batch.tensors)
         features = [features] if isinstance(features, Tensor) else list(features.values())
         head_outputs = self.head(features)
-        anchors = self.anchor_generator(images, features)
-        matched = host.match(self.proposal_matcher, self.anchor_generator, anchors, targets)
-        return self.eager_outputs(self.compute_loss(targets, head_outputs, anchors, matched), [])
+        anchors = self.anchor_generator(batch, features)
+        matched = host.match(self.proposal_matcher, anchors, targets)
+        return self.eager_outputs(self.compute_loss(targets, head_outputs, anchors, list(matched)), [])
 
     def compute_loss(
         self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor], matched_idxs: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         logits, deltas = head_outputs["cls_logits"], head_outputs["bbox_regression"]
-        found = host.Positives(targets, anchors, matched_idxs, self.anchor_generator)
+        found = host.Positives(targets, anchors, matched_idxs)
         labels = torch.zeros(found.matched.shape, dtype=found.labels.dtype, device=found.labels.device)
         labels[found.image, found.anchor] = found.labels
         wanted = self.box_coder.encode_single(found.boxes, found.anchors)
@@ -62,17 +62,17 @@ class FastSSD(SSD):  # type: ignore[misc]
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)  # [B, A]
         positive = labels > 0
         negative_loss = loss.detach().masked_fill(positive, -torch.inf)
-        rank = negative_loss.argsort(1, descending=True, stable=True).argsort(1)
+        rank = negative_loss.argsort(dim=1, descending=True, stable=True).argsort(1)
         return loss[positive].sum() + loss[rank < ratio * positive.sum(1, keepdim=True)].sum()
 
     def postprocess_detections(
         self, head_outputs: dict[str, Tensor], image_anchors: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         logits, deltas = head_outputs["cls_logits"], head_outputs["bbox_regression"]
-        anchors = host.shared(self.anchor_generator, image_anchors)
+        anchors = host.shared(image_anchors)
         usual = host.has_boxcoder(self) and host.fractions(self.score_thresh, self.nms_thresh)
         if anchors is None or not usual or not len(logits):
-            return super().postprocess_detections(head_outputs, image_anchors, image_shapes)  # type: ignore[no-any-return]
+            return super().postprocess_detections(head_outputs, image_anchors, image_shapes)
         if logits.device.type == "cpu" and len(set(image_shapes)) == 1:
             image, anchor, label = self._detect(logits.detach(), deltas.detach(), anchors, image_shapes[0])
         else:

@@ -11,6 +11,7 @@ from torch import nn
 Model = TypeVar("Model", bound=nn.Module)
 
 _FAST = {
+    "_host": ("FastAnchorGenerator", "FastDefaultBoxGenerator"),
     "_ssd": ("FastSSD",),
     "_dense": (
         "FastRetinaNet",
@@ -47,9 +48,8 @@ def accelerate(model: Model) -> Model:
             module.__class__ = fast
             found = True
     if not found:
-        raise TypeError(
-            f"model: expected a torchvision SSD, RetinaNet, FCOS or Faster/Mask/Keypoint R-CNN, got {_name(type(model))}"
-        )
+        known = "SSD, RetinaNet, FCOS or Faster, Mask or Keypoint R-CNN"
+        raise TypeError(f"model: expected a torchvision {known}, got {_name(type(model))}")
     return model
 
 
@@ -62,7 +62,7 @@ def restore(model: Model) -> Model:
     return model
 
 
-def fast_class(cls: type) -> type | None:
+def fast_class(cls: Any) -> type | None:
     """The accelerated subclass of a torchvision module's class; None if there is none."""
     if _slow_class(cls) is not None:
         return cls
@@ -91,16 +91,7 @@ def _classes() -> dict[type, type]:
 def _subclass(cls: type, fast: type) -> type:
     # Before `fast`, so that what cls overrides stays; where it calls super(), it comes to `fast`.
     bases = (fast,) if cls is fast.__bases__[0] else (cls, fast)
-    return type(
-        cls.__name__,
-        bases,
-        {
-            "__module__": cls.__module__,
-            "__qualname__": cls.__qualname__,
-            "_fastssd_slow": cls,
-            "__reduce_ex__": _reduce,
-        },
-    )
+    return type(f"Fast{cls.__name__}", bases, {"_fastssd_slow": cls, "__reduce_ex__": _reduce})
 
 
 def _slow_class(cls: type) -> type | None:
@@ -114,8 +105,7 @@ def _reduce(self: Any, protocol: Any) -> Any:
 
 
 def _rebuild(slow: type) -> Any:
-    cls = fast_class(slow)
-    assert cls is not None
+    cls: Any = fast_class(slow)
     return cls.__new__(cls)
 
 

@@ -64,39 +64,42 @@ class DefaultBoxGenerator(nn.Module):
             For each picture [A, 4] xyxy in pixels of `tensors`, float32 (float64 for float64 feature maps), on the
             device of the feature maps.
         """
-        height, width = image_list.tensors.shape[-2:]
-        like = feature_maps[0]
-        levels = [self._level(k, maps.shape[-2:], (height, width), like.dtype) for k, maps in enumerate(feature_maps)]
-        anchors = torch.from_numpy(np.concatenate(levels)).to(like.device)
+        anchors = default_boxes(self, image_list, feature_maps)
         return [anchors.clone() for _ in image_list.image_sizes]
-
-    def _level(self, k: int, grid: Sequence[int], size: tuple[int, int], dtype: torch.dtype) -> NDArray[Any]:
-        """[rows * columns * K, 4] of one level. Each step rounds as torchvision's, to float32 first."""
-        rows, columns = grid
-        height, width = size
-        down, across = (rows, columns) if self.steps is None else (height / self.steps[k], width / self.steps[k])
-        x, y = _centers(columns, across, dtype), _centers(rows, down, dtype)
-        shapes = self._shapes(k)
-        if self.clip:
-            shapes = shapes.clip(0, 1)
-        half = shapes * np.float32(0.5)  # [K, 2]
-        corners = np.empty((rows, columns, len(shapes), 4), np.result_type(x, half))
-        for axis, (center, extent) in enumerate(((x[None, :, None], width), (y[:, None, None], height))):
-            corners[..., axis] = (center - half[:, axis]) * np.float32(extent)
-            corners[..., 2 + axis] = (center + half[:, axis]) * np.float32(extent)
-        return corners.reshape(-1, 4)
-
-    def _shapes(self, k: int) -> NDArray[np.float32]:
-        """(width, height) of a cell's anchors as fractions of the picture, [K, 2]."""
-        scale, between = self.scales[k], math.sqrt(self.scales[k] * self.scales[k + 1])
-        shapes = [(scale, scale), (between, between)]
-        for ratio in self.aspect_ratios[k]:
-            long, short = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
-            shapes += [(long, short), (short, long)]
-        return np.array(shapes, np.float32)
 
     def extra_repr(self) -> str:
         return f"aspect_ratios={self.aspect_ratios}, clip={self.clip}, scales={self.scales}, steps={self.steps}"
+
+
+def default_boxes(generator: Any, image_list: Any, feature_maps: Sequence[Tensor]) -> Tensor:
+    """The anchors [A, 4] of every image, by a generator of ours or of torchvision's."""
+    size, like = image_list.tensors.shape[-2:], feature_maps[0]
+    levels = [_level(generator, k, maps.shape[-2:], size, like.dtype) for k, maps in enumerate(feature_maps)]
+    return torch.from_numpy(np.concatenate(levels)).to(like.device)
+
+
+def _level(generator: Any, k: int, grid: Sequence[int], size: Sequence[int], dtype: torch.dtype) -> NDArray[Any]:
+    """[rows * columns * K, 4] of one level. Each step rounds as torchvision's, to float32 first."""
+    (rows, columns), (height, width), steps = grid, size, generator.steps
+    down, across = (rows, columns) if steps is None else (height / steps[k], width / steps[k])
+    x, y = _centers(columns, across, dtype), _centers(rows, down, dtype)
+    shapes = _shapes(generator.scales[k], generator.scales[k + 1], generator.aspect_ratios[k])
+    half = (shapes.clip(0, 1) if generator.clip else shapes) * np.float32(0.5)  # [K, 2]
+    corners = np.empty((rows, columns, len(half), 4), np.result_type(x, half))
+    for axis, (center, extent) in enumerate(((x[None, :, None], width), (y[:, None, None], height))):
+        corners[..., axis] = (center - half[:, axis]) * np.float32(extent)
+        corners[..., 2 + axis] = (center + half[:, axis]) * np.float32(extent)
+    return corners.reshape(-1, 4)
+
+
+def _shapes(scale: float, next_scale: float, ratios: Sequence[float]) -> NDArray[np.float32]:
+    """(width, height) of a cell's anchors as fractions of the picture, [K, 2]."""
+    between = math.sqrt(scale * next_scale)
+    shapes = [(scale, scale), (between, between)]
+    for ratio in ratios:
+        long, short = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
+        shapes += [(long, short), (short, long)]
+    return np.array(shapes, np.float32)
 
 
 def _centers(cells: int, divisor: float, dtype: torch.dtype) -> NDArray[Any]:

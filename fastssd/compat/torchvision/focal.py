@@ -1,4 +1,4 @@
-"""The sigmoid focal loss of RetinaNet and FCOS, its value and its gradient in one pass over the logits.
+"""The sigmoid focal loss of RetinaNet and FCOS, its value and its gradient, in one pass over the logits each.
 
 Nearly every logit is a negative, so all are taken as one, with holes where they are not; the few positives are added.
 The pass goes in pieces that stay in the processor's cache, and needs no memory besides the gradient.
@@ -8,7 +8,7 @@ Source: arXiv:1708.02002, equation 5, with gamma 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_PIECE = 1 << 16  # logits; five such arrays fit the second level cache
+_MODERATE = 4.0  # up to here 1 - p has bits enough for a logarithm
+_PIECE = 1 << 16  # logits; three such arrays fit the second level cache
 
 
 def focal_loss(
@@ -37,11 +38,13 @@ def focal_loss(
     Returns:
         [], in the dtype of the logits, float32 at least. Differentiable once.
     """
-    loss: Tensor = _FocalLoss.apply(logits, positives, ignored, weights, alpha, torch.is_grad_enabled())
+    loss: Tensor = _FocalLoss.apply(logits, positives, ignored, weights, alpha)
     return loss
 
 
 class _FocalLoss(torch.autograd.Function):
+    """Forward only sums; backward computes anew what it needs. That is cheaper than memory for all logits twice."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -50,70 +53,83 @@ class _FocalLoss(torch.autograd.Function):
         ignored: tuple[Tensor, Tensor],
         weights: Sequence[float],
         alpha: float,
-        recording: bool,
     ) -> Tensor:
-        batch, anchors, columns = logits.shape
+        ctx.save_for_backward(logits)
+        ctx.others = positives, ignored, weights, alpha
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        wanted = recording and ctx.needs_input_grad[0]
-        gradient = torch.empty(logits.shape, dtype=dtype, device=logits.device) if wanted else None
-        image, anchor, column = positives
-        rows = ignored[1][:, None] * columns + torch.arange(columns, device=logits.device)
-        total = logits.new_zeros((), dtype=torch.float64)
-        for i in range(batch):
-            holes = torch.cat([(anchor * columns + column)[image == i], rows[ignored[0] == i].flatten()])
-            total += (
-                (1 - alpha)
-                * weights[i]
-                * _negatives(
-                    logits[i].reshape(-1),
-                    holes.sort().values,
-                    dtype,
-                    None if gradient is None else gradient[i].view(-1),
-                    (1 - alpha) * weights[i],
-                )
-            )
-        # f(-x) for a positive is what f(x) is for a negative.
-        x = -logits[positives].to(dtype)  # [P]
-        scale = alpha * torch.tensor(weights, dtype=dtype, device=logits.device)[image]
-        share, softplus = x.sigmoid(), F.softplus(x)
-        total += (scale * share.square() * softplus).sum()
-        if gradient is not None:
-            gradient[positives] = -scale * share.square() * (2 * (1 - share) * softplus + share)
-            ctx.save_for_backward(gradient)
-        ctx.dtype = logits.dtype
-        return total.to(dtype)
+        total = torch.zeros((), dtype=torch.float64, device=logits.device)
+        for image, holes in enumerate(_holes(logits, positives, ignored)):
+            total += (1 - alpha) * weights[image] * _sum_negatives(logits[image].reshape(-1), holes, dtype)
+        scale, share, softplus = _positives(logits, positives, weights, alpha, dtype)
+        return (total + (scale * share.square() * softplus).sum()).to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grad).to(ctx.dtype), None, None, None, None, None
+        (logits,) = ctx.saved_tensors
+        positives, ignored, weights, alpha = ctx.others
+        gradient = torch.empty(logits.shape, dtype=grad.dtype, device=logits.device)
+        for image, holes in enumerate(_holes(logits, positives, ignored)):
+            factor = (1 - alpha) * weights[image] * grad
+            _derive_negatives(logits[image].reshape(-1), holes, factor, gradient[image].view(-1))
+        scale, share, softplus = _positives(logits, positives, weights, alpha, grad.dtype)
+        gradient[positives] = -grad * scale * share.square() * (2 * (1 - share) * softplus + share)
+        return gradient.to(logits.dtype), None, None, None, None
 
 
-def _negatives(logits: Tensor, holes: Tensor, dtype: torch.dtype, gradient: Tensor | None, scale: float) -> Tensor:
-    """The sum of ``p**2 * softplus(x)`` over logits [N] but for the holes, float64 []; writes `scale` times its
-    derivative ``p**2 * (2 * (1 - p) * softplus(x) + p)`` to `gradient` [N]."""
+def _holes(logits: Tensor, positives: tuple[Tensor, ...], ignored: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
+    """For each image the places in its A * C logits that are not negatives, ascending."""
+    image, anchor, column = positives
+    columns = logits.shape[2]
+    rows = ignored[1][:, None] * columns + torch.arange(columns, device=logits.device)
+    for i in range(len(logits)):
+        yield torch.cat([(anchor * columns + column)[image == i], rows[ignored[0] == i].flatten()]).sort().values
+
+
+def _positives(
+    logits: Tensor, positives: tuple[Tensor, ...], weights: Sequence[float], alpha: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each positive its weight, 1 - p, and -log p: what p and -log(1 - p) are for a negative."""
+    x = -logits[positives].to(dtype)
+    scale = alpha * torch.tensor(weights, dtype=dtype, device=logits.device)[positives[0]]
+    return scale, x.sigmoid(), F.softplus(x)
+
+
+def _sum_negatives(logits: Tensor, holes: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of ``p**2 * softplus(x)`` over logits [N] but for the holes: float64 []."""
+    sums = []
+    for _, p, softplus in _pieces(logits, holes, dtype):
+        sums.append(torch.dot(p.mul_(p), softplus))
+    return torch.stack(sums).sum(dtype=torch.float64) if sums else logits.new_zeros((), dtype=torch.float64)
+
+
+def _derive_negatives(logits: Tensor, holes: Tensor, factor: Tensor, out: Tensor) -> None:
+    """`factor` times the derivative, ``p**2 * (2 * (1 - p) * softplus(x) + p)``, to `out` [N]; 0 in the holes."""
+    for start, p, softplus in _pieces(logits, holes, out.dtype):
+        piece = out[start : start + len(p)]
+        softplus.addcmul_(p, softplus, value=-1)
+        torch.add(p, softplus, alpha=2, out=piece)
+        piece.mul_(p.mul_(p)).mul_(factor)
+
+
+def _pieces(logits: Tensor, holes: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Start, ``p`` and ``softplus(x)`` of piece after piece of logits [N], in memory that is used again."""
     size = len(logits)
-    piece = _PIECE if logits.device.type == "cpu" else max(size, 1)
-    starts = range(0, size, piece)
-    edges = torch.searchsorted(holes, torch.tensor([*starts, size], device=holes.device)).tolist()
-    work = torch.empty(4, min(piece, size), dtype=dtype, device=logits.device)
-    sums = torch.empty(len(starts), dtype=dtype, device=logits.device)
-    for i, start in enumerate(starts):
-        x = logits[start : start + piece]
-        copy, p, s, t = work[:, : len(x)]
+    length = _PIECE if logits.device.type == "cpu" else max(size, 1)
+    edges = torch.searchsorted(holes, torch.arange(0, size + length, length, device=holes.device)).tolist()
+    memory = torch.empty(3, min(length, size), dtype=dtype, device=logits.device)
+    for i, start in enumerate(range(0, size, length)):
+        x = logits[start : start + length]
+        copy, p, softplus = memory[:, : len(x)]
         if edges[i] < edges[i + 1] or x.dtype != dtype:
             x = copy.copy_(x)
-            x[holes[edges[i] : edges[i + 1]] - start] = -torch.inf  # whose loss and derivative are 0
-        torch.abs(x, out=s)
-        s.neg_().exp_().log1p_()
-        s += torch.clamp(x, min=0, out=p)  # softplus
-        torch.sigmoid(x, out=p)
-        torch.mul(p, p, out=t)
-        torch.dot(t, s, out=sums[i])
-        if gradient is not None:
-            out = gradient[start : start + piece]
-            s.addcmul_(p, s, value=-1)
-            torch.add(p, s, alpha=2, out=out)
-            out.mul_(t).mul_(scale)
-    return sums.sum(dtype=torch.float64)
+            x[holes[edges[i] : edges[i + 1]] - start] = -torch.inf  # where both are 0
+        if x.amax() <= _MODERATE:  # one exponential less
+            torch.sigmoid(x, out=p)
+            torch.neg(p, out=softplus).log1p_().neg_()
+        else:
+            torch.abs(x, out=softplus)
+            softplus.neg_().exp_().log1p_()
+            softplus += torch.clamp(x, min=0, out=p)
+            torch.sigmoid(x, out=p)
+        yield start, p, softplus

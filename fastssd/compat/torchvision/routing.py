@@ -29,7 +29,7 @@ def _routed(name: str) -> Any:
 
 
 def _is_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
