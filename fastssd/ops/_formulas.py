@@ -67,7 +67,7 @@ def _iou_and_union(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     inter = sides[..., 0] * sides[..., 1]
     union = _area(boxes1) + _area(boxes2) - inter
     valid = union > 0
-    return inter.where(valid, 0 * inter) / union.where(valid, union.new_ones(())), union
+    return inter.where(valid, inter.new_zeros(())) / union.where(valid, union.new_ones(())), union
 
 
 def _hull(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ def _generalized(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     width, height = _hull(boxes1, boxes2)
     hull = width * height
     valid = (hull > 0) & hull.isfinite()
-    return iou - (hull - union).where(valid, 0 * iou) / hull.where(valid, hull.new_ones(()))
+    return iou - (hull - union).where(valid, hull.new_zeros(())) / hull.where(valid, hull.new_ones(()))
 
 
 def _distance(boxes1: Tensor, boxes2: Tensor) -> Tensor:
