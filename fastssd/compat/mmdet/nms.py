@@ -273,7 +273,7 @@ def _by_score(boxes: Tensor, scores: Tensor) -> tuple[NDArray[Any], NDArray[np.i
 
 
 def _tensors(boxes: Boxes, scores: Boxes) -> tuple[Tensor, Tensor, bool]:
-    flat, values = torch.as_tensor(boxes), torch.as_tensor(scores)
+    flat, values = (x if isinstance(x, Tensor) else torch.as_tensor(x) for x in (boxes, scores))
     if flat.dim() != 2 or flat.shape[1] != 4:
         raise ValueError(f"boxes: expected shape [N, 4], got {list(flat.shape)}")
     if values.shape != flat.shape[:1]:
