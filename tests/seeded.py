@@ -36,5 +36,5 @@ def seeded_state(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
 def seeded_image(size: int) -> torch.Tensor:
     """[1, 3, size, size] in [0, 1]: noise over patches, so that places differ."""
     draw = np.random.default_rng(size)
-    patches = np.kron(draw.random((3, size // 20, size // 20)), np.ones((1, 20, 20)))
+    patches = np.kron(draw.random((3, size // 20 + 1, size // 20 + 1)), np.ones((1, 20, 20)))[:, :size, :size]
     return torch.from_numpy((0.7 * patches + 0.3 * draw.random((3, size, size))).astype(np.float32))[None]

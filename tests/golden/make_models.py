@@ -42,7 +42,11 @@ def answers(model: torch.nn.Module, size: int) -> dict[str, Any]:
         "logits": rounded(out["cls_logits"][0, rows, :5]),
         "deltas": rounded(out["bbox_regression"][0, rows]),
         "anchors": rounded(anchors[rows] / size),
-        "detections": {name: rounded(value[:PLACES]) for name, value in found.items()},
+        "detections": {
+            "boxes": rounded(found["boxes"][:PLACES]),
+            "scores": rounded(found["scores"][:PLACES]),
+            "labels": found["labels"][:PLACES].tolist(),
+        },
         "count": len(found["scores"]),
     }
 

@@ -72,7 +72,7 @@ def read_weights(weights: str | os.PathLike[str], model: str) -> Pretrained:
 
     Raises:
         FileNotFoundError: there is no such file, and no such name.
-        WeightsError: a download that failed, or a file that is damaged or of an unknown layout.
+        WeightsError: a download that failed, or a file that is damaged, of an unknown layout or of another model.
     """
     named = PUBLISHED.get(model, {})
     if weights in named:
@@ -90,7 +90,10 @@ def read_weights(weights: str | os.PathLike[str], model: str) -> Pretrained:
     except Exception as error:  # of many kinds, for a file that may hold anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{path} is damaged or holds more than weights: {reason}") from error
-    return convert(content, os.fspath(weights))
+    found = convert(content, os.fspath(weights))
+    if found.num_columns and found.model not in (None, model):
+        raise WeightsError(f"{os.fspath(weights)} holds the weights of {found.model}, not of {model}")
+    return found
 
 
 @torch.no_grad()
