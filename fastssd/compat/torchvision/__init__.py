@@ -17,7 +17,6 @@ except ImportError as error:
         "fastssd.compat.torchvision needs torch; install it with: pip install 'fastssd[torch]'"
     ) from error
 
-from fastssd.compat.torchvision.accelerate import accelerate, restore
 from fastssd.compat.torchvision.anchors import DefaultBoxGenerator
 from fastssd.compat.torchvision.coder import BoxCoder
 from fastssd.compat.torchvision.matcher import Matcher, SSDMatcher
@@ -34,6 +33,7 @@ from fastssd.compat.torchvision.ops import (
     remove_small_boxes,
 )
 from fastssd.compat.torchvision.routing import patch
+from fastssd.compat.torchvision.swap import accelerate, restore
 
 __all__ = [
     "BoxCoder",
