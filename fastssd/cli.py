@@ -230,7 +230,17 @@ def train(
     on_error: Skip = OnError.RAISE,
     as_json: Json = False,
     progress: Annotated[bool | None, typer.Option(help="Show a progress bar.", show_default="on a terminal")] = None,
-    model: Annotated[str | None, option("Name of the model.", "tinyssd", TRAINING)] = None,
+    model: Annotated[
+        str | None,
+        option("tinyssd, ssd300_vgg16, ssd512_vgg16 or ssdlite320_mobilenet_v3_large.", "tinyssd", TRAINING),
+    ] = None,
+    weights: Annotated[
+        str | None, option("What to start from: a published name such as COCO_V1, or a file.", "nothing", TRAINING)
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        option("Modules to keep as they are, such as backbone; may be repeated.", "none", TRAINING),
+    ] = None,
     epochs: Annotated[int | None, option("Passes over the training pictures.", "60", TRAINING)] = None,
     batch_size: Annotated[int | None, option("Pictures a step.", "16", TRAINING)] = None,
     optimizer: Annotated[str | None, option("adamw or sgd.", "adamw", TRAINING)] = None,
@@ -285,8 +295,10 @@ def train(
       fastssd train shapes:500 --epochs 10
       fastssd train VOC2007 --out runs/voc --epochs 120
       fastssd train cells --vertical-flip 0.5 --on-error skip
+      fastssd train cells --model ssdlite320_mobilenet_v3_large --weights COCO_V1 --freeze "backbone.0"
       fastssd train cells --resume runs/tinyssd-001
     """
+    freeze = freeze or None  # an option that was not given is an empty list in some versions of typer
     given = {name: value for name, value in locals().items() if value is not None}
     import fastssd.training as training
 
@@ -370,6 +382,8 @@ def changed(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     def own(part: Any) -> dict[str, Any]:
         return {field.name: given[field.name] for field in fields(part) if field.name in given}
 
+    if "freeze" in given:
+        given = given | {"freeze": tuple(given["freeze"])}
     devices = given.get("devices")
     if isinstance(devices, str) and devices.isdecimal():
         given = given | {"devices": int(devices)}

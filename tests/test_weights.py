@@ -63,8 +63,9 @@ def test_torchvisions_state_dict_gives_torchvisions_outputs(name, tmp_path):
     model = build_model(name, weights=saved(seeded_state(ref["shapes"]), tmp_path / "torchvision.pth"))
     size, rows = model.preset.image_size, ref["rows"]
     logits, deltas = outputs(model, size)
-    torch.testing.assert_close(logits[rows, :5], torch.tensor(ref["logits"]), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(deltas[rows], torch.tensor(ref["deltas"]), rtol=1e-5, atol=1e-5)
+    # 1e-5 where both ran on the same machine, as below; other convolutions add in another order.
+    torch.testing.assert_close(logits[rows, :5], torch.tensor(ref["logits"]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(deltas[rows], torch.tensor(ref["deltas"]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.anchors[rows], torch.tensor(ref["anchors"]), rtol=0, atol=2e-6)
 
     (found,) = detect_batch(model, seeded_image(size), [(size, size)])
@@ -76,7 +77,7 @@ def same_detections(found, ref, count):
     """The best ones, in order but for neighbours whose scores are as good as equal."""
     best = slice(len(ref["scores"]))
     assert len(found.scores) == count
-    np.testing.assert_allclose(found.scores[best], ref["scores"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.scores[best], ref["scores"], rtol=0, atol=5e-5)
     comp, ref = (
         sorted([label, *np.round(box, 1), score] for box, score, label in zip(*parts, strict=True))
         for parts in (

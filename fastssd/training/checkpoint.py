@@ -139,7 +139,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
     checkpoint = read_checkpoint(path)
     info = read_info(checkpoint, path)
     try:
-        model = build_model(info.model, len(info.class_names), info.preset)
+        model = build_model(info.model, preset=info.preset, class_names=info.class_names)
         model.load_state_dict({name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()})
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{os.fspath(path)} does not fit its own model {info.model!r}: {error}") from error

@@ -24,7 +24,10 @@ class TrainConfig:
 
     Attributes:
         model: a key of :data:`fastssd.detection.MODELS`.
-        preset: anchors and input size; None for the model's own.
+        preset: anchors and input size; None for those of the weights, or else the model's own.
+        weights: what training starts from: a published name or a file, as in
+            :func:`fastssd.detection.weights.read_weights`; None: from scratch.
+        freeze: modules that stay as they are, by name with wildcards, as in :meth:`fastssd.detection.SSD.freeze`.
         epochs: passes over the training set.
         batch_size: pictures a step, in each process.
         optimizer: ``"adamw"`` or ``"sgd"`` (with Nesterov's momentum).
@@ -39,7 +42,7 @@ class TrainConfig:
         seed: decides initial weights, order and augmentation.
         eval_every: epochs between two evaluations.
         early_stop: evaluations without a better AP50 after which the run ends; 0 for never.
-        score_threshold, nms_threshold: of the detections that are evaluated.
+        score_threshold, nms_threshold: of the detections that are evaluated; None for the preset's.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         accelerator, devices, num_nodes, strategy: as Lightning's Trainer takes them.
         num_workers: processes that read pictures; None chooses.
@@ -48,6 +51,8 @@ class TrainConfig:
 
     model: str = "tinyssd"
     preset: Preset | None = None
+    weights: str | None = None
+    freeze: tuple[str, ...] = ()
     epochs: int = 60
     batch_size: int = 16
     optimizer: str = "adamw"
@@ -62,8 +67,8 @@ class TrainConfig:
     seed: int = 0
     eval_every: int = 1
     early_stop: int = 0
-    score_threshold: float = 0.01
-    nms_threshold: float = 0.45
+    score_threshold: float | None = None
+    nms_threshold: float | None = None
     precision: str = "32-true"
     accelerator: str = "auto"
     devices: int | str = 1
@@ -115,6 +120,7 @@ class TrainConfig:
                     given[name] = kind(**given[name])
             if isinstance(given.get("preset"), Mapping):
                 given["preset"] = Preset.from_dict(given["preset"])
+            given["freeze"] = tuple(given.get("freeze", ()))
             return cls(**given)
         except TypeError as error:
             raise ValueError(f"not a training configuration: {error}") from None

@@ -17,6 +17,7 @@ from fastssd._config import version
 from fastssd.data import DetectionDataset
 from fastssd.detection.models import MODELS, Preset, build_model
 from fastssd.detection.postprocess import ImageDetections
+from fastssd.detection.weights import Pretrained, load_weights, read_weights
 from fastssd.evaluation import GroundTruth
 from fastssd.training import report
 from fastssd.training.checkpoint import CheckpointInfo, load_checkpoint, read_checkpoint, read_info
@@ -91,6 +92,7 @@ def train(
         ValueError: data sets or configuration that do not fit together, or a run folder that is in use.
         CheckpointError: the checkpoint to resume from is damaged or foreign.
         NonFiniteLossError: the loss became NaN or infinite; names epoch, batch and pictures.
+        FileNotFoundError, WeightsError: there are no such weights, or not for this model.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:  # set by Lightning
         report_line = _say_nothing
@@ -111,10 +113,17 @@ def train(
     if resume is None and (folder / "checkpoints").exists():
         raise ValueError(f"{folder} holds a run already; resume it, or choose another folder")
 
-    preset = info.preset if info else _preset(config)
+    pretrained = read_weights(config.weights, config.model) if config.weights and not info else None
+    preset = info.preset if info else _preset(config, pretrained)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = build_model(config.model, len(class_names), preset)
+        model = build_model(config.model, preset=preset, class_names=class_names)
+    if pretrained:
+        report_line(str(load_weights(model, pretrained)))
+    if config.freeze:
+        model.freeze(*config.freeze)
+        count = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+        report_line(f"frozen: {', '.join(config.freeze)}, {count} parameters")
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     samples = Cached(train_data, config.cache)
     eval_pictures = Resized(eval_data, preset.image_size, config.cache)
@@ -234,8 +243,8 @@ def _announce_resume(path: Path, info: CheckpointInfo, report_line: Callable[[st
     report_line(f"resuming {path} at {place}")
 
 
-def _preset(config: TrainConfig) -> Preset:
-    preset = config.preset or MODELS[config.model][1]
+def _preset(config: TrainConfig, pretrained: Pretrained | None) -> Preset:
+    preset = config.preset or (pretrained.preset if pretrained else None) or MODELS[config.model].preset
     return replace(preset, activation="sigmoid" if config.criterion.class_loss == "focal" else "softmax")
 
 
