@@ -9,6 +9,7 @@ except ImportError as error:
 
 from fastssd.detection.collate import TargetBatch, TargetCollate
 from fastssd.detection.criterion import Criterion, Losses
+from fastssd.detection.end_to_end import EndToEndSSD
 from fastssd.detection.models import (
     MODELS,
     SSD,
@@ -26,6 +27,7 @@ from fastssd.detection.models import (
     ssdlite320_mobilenet_v3_large,
 )
 from fastssd.detection.postprocess import ImageDetections, detect, detect_batch
+from fastssd.ops import _library  # noqa: F401  registers torch.ops.fastssd.*, where torch was imported last
 
 __all__ = [
     "MODELS",
@@ -37,6 +39,7 @@ __all__ = [
     "SSDLITE320",
     "TINYSSD",
     "Criterion",
+    "EndToEndSSD",
     "ImageDetections",
     "Losses",
     "Preset",

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastssd.detection.end_to_end import EndToEndSSD
 from fastssd.detection.models import SSD
 from fastssd.detection.preprocess import resize_image, to_input
-from fastssd.ops import postprocess_detections
+from fastssd.ops import Detections
 
 
 class ImageDetections(NamedTuple):
@@ -50,20 +51,14 @@ def detect_batch(
         score_threshold, iou_threshold, topk, max_detections: as in :func:`fastssd.ops.postprocess_detections`; None:
             as the model's preset has them.
     """
-    preset = model.preset
-    logits, deltas = model(images)  # [B, A, C], [B, A, 4]
-    found = postprocess_detections(
-        logits.float().cpu().numpy(),
-        deltas.float().cpu().numpy(),
-        model.anchors.cpu().numpy(),
-        score_threshold=preset.score_threshold if score_threshold is None else score_threshold,
-        iou_threshold=preset.nms_threshold if iou_threshold is None else iou_threshold,
-        topk=preset.topk if topk is None else topk,
-        max_detections=preset.max_detections if max_detections is None else max_detections,
-        clip=(1.0, 1.0),
-        activation=preset.activation,
-        variances=preset.variances,
+    detector = EndToEndSSD(
+        model,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+        topk=topk,
+        max_detections=max_detections,
     )
+    found = Detections(*(each.cpu().numpy() for each in detector(images)))
     detections = []
     for row, (count, (height, width)) in enumerate(zip(found.counts, sizes, strict=True)):
         boxes = found.boxes[row, :count] * np.array([width, height, width, height], np.float32)

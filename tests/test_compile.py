@@ -1,0 +1,175 @@
+"""torch.compile and torch.export: whole graphs that agree with eager, however many boxes are left."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fastssd import ops
+
+torch = pytest.importorskip("torch")
+
+from torch.utils import _pytree as pytree  # noqa: E402
+
+from fastssd.detection import EndToEndSSD, TinySSD  # noqa: E402
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def random(*shape):
+    return torch.rand(shape, generator=GENERATOR)
+
+
+def boxes(*shape):
+    corner = random(*shape, 2)
+    return torch.cat((corner, corner + 0.05 + random(*shape, 2)), -1)
+
+
+def assert_same(eager, traced):
+    assert type(eager) is type(traced)
+    for ref, comp in zip(pytree.tree_leaves(eager), pytree.tree_leaves(traced), strict=True):
+        torch.testing.assert_close(comp, ref, rtol=0, atol=0, equal_nan=True)
+
+
+LABELS = torch.tensor([[1, 0, -1, 2, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0]])
+
+
+def boxes_operators(a, b):
+    areas = ops.box_area(a), ops.box_area(ops.clip_boxes_to_image(ops.box_convert(a, "xyxy", "cxcywh"), (0.5, 0.6)))
+    large = a[ops.remove_small_boxes(a, 0.5)]
+    measures = [ops.box_iou(a, b, out=a.new_empty(a.shape[0], b.shape[0])), ops.generalized_box_iou(a, b)]
+    measures += [ops.distance_box_iou(a, b), ops.complete_box_iou(a, b), ops.paired_box_iou(a, a + 0.1)]
+    return areas, large, measures
+
+
+def training_operators(anchors, truth, other, logits):
+    labels = [torch.ones(each.shape[0], dtype=torch.int64) for each in (truth, other)]
+    matches = ops.match_anchors(anchors, [truth, other], force_match="best")
+    targets = ops.assign_targets(anchors, [truth, other], labels)
+    coded = ops.decode_boxes(ops.encode_boxes(anchors, anchors + 0.1), anchors)
+    loss = ops.multibox_cross_entropy(logits, LABELS)
+    return matches, targets, coded, loss, ops.mine_hard_negatives(logits[..., 0], LABELS > 0)
+
+
+def detection_operators(b, scores, logits, deltas, anchors):
+    kept = b[ops.nms(b, scores, 0.3)], b[ops.batched_nms(b, scores, torch.arange(b.shape[0]) % 2, 0.3)]
+    soft, lowered = ops.soft_nms(b, scores)
+    grid = torch.from_numpy(ops.grid_anchors([(logits.shape[0], 3), 1], [(0.2, 0.3), (0.9, 0.95)]))
+    found = ops.postprocess_detections(logits, deltas, anchors, clip=(1.0, 1.0), max_detections=5)
+    return kept, b[soft], lowered, grid, found
+
+
+@pytest.mark.parametrize(
+    ("function", "calls"),
+    [
+        (boxes_operators, [(boxes(3), boxes(4)), (boxes(6), boxes(2))]),
+        (
+            training_operators,
+            [(boxes(7), boxes(g), boxes(h), random(2, 7, 3)) for g, h in ((4, 2), (3, 6))],
+        ),
+        (
+            detection_operators,
+            [(boxes(n), random(n), random(2, 7, 3) * 4, random(2, 7, 4), boxes(7)) for n in (9, 12)],
+        ),
+    ],
+)
+def test_operators_are_traced_whole(function, calls):
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    for arguments in calls:
+        assert_same(function(*arguments), compiled(*arguments))
+
+
+def survivors(b, scores):
+    """A whole detector's end in one graph: what is left goes on, be it many, one or none."""
+    b, scores = b[scores > 0.5], scores[scores > 0.5]
+    keep = ops.nms(b, scores, 0.4)
+    return b[keep] * 2, ops.box_iou(b[keep], b), scores[keep].sum()
+
+
+@pytest.mark.parametrize("how", ["aot_eager", "inductor", "export"])
+def test_any_number_of_survivors(how):
+    torch._dynamo.reset()
+    many = boxes(6), torch.tensor([0.9, 0.8, 0.7, 0.6, 0.95, 0.55])
+    if how == "export":
+        count = torch.export.Dim("count", min=0)
+        shapes = ({0: count}, {0: count})
+        traced = torch.export.export(_Module(survivors), many, dynamic_shapes=(shapes,)).module()
+    else:
+        traced = torch.compile(survivors, fullgraph=True, dynamic=True, backend=how)
+    some = boxes(6)
+    some[1:] = some[0]
+    for b, scores in (many, (some, many[1]), (boxes(6), many[1] * 0.5), (boxes(6), many[1] * 0.6)):
+        eager, comp = survivors(b, scores), traced(b, scores)
+        assert_same(eager[:2], comp[:2])
+        torch.testing.assert_close(comp[2], eager[2])  # a sum, in an order of the compiler's
+
+
+class _Module(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *arguments):
+        return self.function(*arguments)
+
+
+@pytest.fixture(scope="module")
+def detector_and_images():
+    """A detector that finds many boxes in the last of six pictures, one in the last but one, and none in the others."""
+    torch.manual_seed(0)
+    model = TinySSD(num_classes=3).eval()
+    for parameter in model.head.parameters():  # wide apart, so that a threshold chooses
+        torch.nn.init.normal_(parameter, std=0.3)
+    images = random(6, 3, 256, 256) * torch.linspace(0, 1, 6)[:, None, None, None]
+    scores = EndToEndSSD(model)(images).scores  # the brighter, the higher
+    detector = EndToEndSSD(model, score_threshold=float(scores[4, :2].mean()), max_detections=20)
+    counts = detector(images).counts
+    assert counts[:-1].tolist() == [0, 0, 0, 0, 1]
+    assert counts[-1] > 1
+    return detector, images
+
+
+def test_compiled_detector(detector_and_images):
+    detector, images = detector_and_images
+    torch._dynamo.reset()
+    compiled = torch.compile(detector, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch in (images, images[:4], images[3:5]):
+        assert_same(detector(batch), compiled(batch))
+
+
+def test_exported_detector_is_saved_and_loaded(detector_and_images):
+    detector, images = detector_and_images
+    program = torch.export.export(detector, (images,), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for batch in (images, images[4:5], images[:1]):
+        assert_same(detector(batch), loaded(batch))
+
+
+@pytest.mark.parametrize("first", ["torch", "fastssd"])
+def test_whichever_is_imported_first(first):
+    code = f"""
+import {first}, fastssd, numpy, sys
+assert ("torch" in sys.modules) == ({first!r} == "torch")
+fastssd.ops.nms(numpy.zeros((1, 4), "f"), numpy.ones(1, "f"), 0.5)  # chooses a backend
+import torch
+boxes, scores = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2.1], [5, 5, 6, 6]]), torch.tensor([0.5, 0.9, 0.7])
+compiled = torch.compile(lambda b, s: b[fastssd.ops.nms(b, s, 0.5)], fullgraph=True, backend="eager")
+print(compiled(boxes, scores).tolist() == boxes[[1, 2]].tolist())
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.stdout.strip() == "True", found.stderr
+
+
+def test_arrays_still_run_where_a_graph_breaks():
+    array = boxes(3).numpy()
+    torch._dynamo.reset()
+    found = torch.compile(lambda x: x + float(ops.box_iou(array, array).sum()), backend="eager")(torch.zeros(1))
+    np.testing.assert_allclose(found.numpy(), ops.box_iou(array, array).sum(), rtol=1e-6)
