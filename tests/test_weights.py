@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
 
-from fastssd.detection import SSD300, SSD300_VOC, SSD512, build_model, detect_batch  # noqa: E402
+from fastssd.detection import SSD300, SSD300_VOC, SSD512, TINYSSD, build_model, detect_batch  # noqa: E402
 from fastssd.detection.weights import (  # noqa: E402
     COCO_80,
     COCO_91,
@@ -402,3 +402,39 @@ def test_published_weights_come_by_name(server, tmp_path, monkeypatch):
     model = build_model("ssdlite320_mobilenet_v3_large", weights="COCO_V1")
     assert model.class_names == COCO_91
     assert server.asked == [f"/{name}"]
+
+
+# --- fine-tuning ---------------------------------------------------------------------------------------------------
+
+
+def test_training_starts_from_weights_and_leaves_what_is_frozen(tmp_path):
+    pytest.importorskip("lightning")
+    from fastssd.data import shapes_dataset
+    from fastssd.training import TrainConfig, load_checkpoint, train
+
+    small = replace(TINYSSD, image_size=64, grid_sizes=((8, 8), (4, 4), (2, 2), (1, 1), (1, 1)))
+    data = shapes_dataset(4, seed=0, image_size=64)
+    config = TrainConfig(preset=small, epochs=1, batch_size=2, num_workers=0, accelerator="cpu")
+    options = {"progress": False, "report_line": lambda line: None}
+    first = train(config, data, data, tmp_path / "first", **options).last_checkpoint
+
+    told = []
+    config = replace(config, preset=None, weights=str(first), freeze=("backbone.[01]",))
+    second = train(config, data, data, tmp_path / "second", **(options | {"report_line": told.append}))
+    before, after = (load_checkpoint(path)[0] for path in (first, second.last_checkpoint))
+    assert after.preset == small  # the weights'
+    assert after.class_names == tuple(data.class_names)
+    assert "taken over" in told[0]
+    assert "backbone.[01]" in told[1]
+    same = {name for name, value in after.state_dict().items() if torch.equal(value, before.state_dict()[name])}
+    frozen = {name for name in same if name.startswith(("backbone.0.", "backbone.1."))}
+    assert same == frozen  # running means too
+    assert len(frozen) == 4 * 2 * 6
+
+    told.clear()
+    config = replace(config, epochs=2)
+    train(config, data, data, resume=tmp_path / "second", **(options | {"report_line": told.append}))
+    assert not any("taken over" in line for line in told)  # it goes on with its own
+
+    with pytest.raises(ValueError, match="backbone"):
+        build_model("tinyssd", 1).freeze("bakcbone")
