@@ -1,0 +1,67 @@
+"""Detect without torch: a detector is exported to ONNX once, and a process that never imports torch runs it.
+
+    python examples/onnx_detect.py [CHECKPOINT [PICTURE...]]
+
+Without a checkpoint a small network first learns one generated picture by heart, in a few seconds.
+"""
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+missing = [name for name in ("torch", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+if missing:
+    print("skipped: needs", ", ".join(missing))
+    sys.exit()
+
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+import fastssd  # noqa: E402
+from fastssd.data import shapes_dataset  # noqa: E402
+from fastssd.deploy.onnx_export import export_onnx  # noqa: E402
+
+DETECT = """
+import sys
+import fastssd
+
+detector = fastssd.Detector(sys.argv[1])
+for picture in sys.argv[2:]:
+    for name, score, box in detector(picture):
+        print(f"{name} {score:.2f} at", *(round(x) for x in box))
+print("torch is", "loaded" if "torch" in sys.modules else "not loaded")
+"""
+
+
+def learn_by_heart(image: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, classes: int) -> fastssd.TinySSD:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # with so little to do, more would wait for each other
+    model, criterion = fastssd.TinySSD(classes), fastssd.Criterion()
+    targets = criterion.match_targets(model.anchors, [boxes], [labels])
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    for _ in range(30):
+        loss = criterion(*model(image), targets).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+folder = Path(tempfile.mkdtemp())
+if len(sys.argv) > 1:
+    model, made = fastssd.load_checkpoint(sys.argv[1])
+    names, pictures = made.class_names, sys.argv[2:]
+else:
+    data = shapes_dataset(1)
+    names, sample = data.class_names, data[0]
+    image = torch.from_numpy(sample.image).permute(2, 0, 1)[None] / 255
+    model = learn_by_heart(image, torch.from_numpy(sample.boxes) / 256, torch.from_numpy(sample.labels), len(names))
+    pictures = [str(folder / "picture.png")]
+    Image.fromarray(sample.image).save(pictures[0])
+    print("to be found:", *(names[label - 1] for label in sample.labels))
+
+exported = export_onnx(model, folder / "model.onnx", class_names=names)
+print(f"{exported.size / 1e6:.1f} MB, equal to torch within {exported.difference:.0e}")
+subprocess.run([sys.executable, "-c", DETECT, exported.path, *pictures], check=True)
