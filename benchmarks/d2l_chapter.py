@@ -65,7 +65,7 @@ def bananas(batch_size: int) -> tuple[Any, Any]:
 class Clock:
     """Seconds of the calls of functions, each call the fastest of several: other work on the machine only adds."""
 
-    REPEATS, ENOUGH = 9, 2.0  # times, seconds
+    REPEATS, ENOUGH = 9, 15.0  # times, seconds
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}

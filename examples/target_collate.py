@@ -29,9 +29,9 @@ class Pictures(Dataset):
 
 
 def main() -> None:
-    data = Pictures(8)
+    data = Pictures(4)
     collate = fastssd.TargetCollate(TINYSSD.anchors(), boxes_in_pixels=True, num_classes=len(data.classes))
-    loader = DataLoader(data, batch_size=4, num_workers=1, collate_fn=collate)
+    loader = DataLoader(data, batch_size=2, num_workers=1, collate_fn=collate)
     model, criterion = fastssd.TinySSD(len(data.classes)), fastssd.Criterion()
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -132,6 +132,23 @@ def test_what_the_book_leaves_open():
         comp.nms(GOLDEN["random.boxes"], GOLDEN["random.scores"], 1.5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_gives_what_the_cpu_gives():
+    names = ("random.labels", "probabilities", "predictions", "anchors")
+    here = [GOLDEN[name] for name in names]
+    results = []
+    for labels, probabilities, predictions, anchors in (here, [x.cuda() for x in here]):
+        found = [
+            *comp.multibox_target(anchors, labels),
+            comp.multibox_detection(probabilities, predictions, anchors),
+            comp.multibox_prior(anchors[None], [0.3, 0.4], [1, 2]),
+        ]
+        assert all(x.device == anchors.device for x in found)
+        results.append(found)
+    for one, other in zip(*results, strict=True):
+        equal(one, other.cpu())
+
+
 def test_live_package_on_our_kernels():
     ref = pytest.importorskip("d2l.torch")
     generator = torch.Generator().manual_seed(5)
