@@ -140,8 +140,8 @@ def main() -> None:
             "<!-- numbers: written by python benchmarks/deploy.py -->",
             *lines,
             "",
-            f"{options.model}, one JPEG of 640 x 480, one thread, medians of {options.rounds} processes each, in turns, "
-            f"on {machine['cpu']}, Python {machine['python']}. **n x**: torch's number divided by this one.",
+            f"{options.model}, one JPEG of 640 x 480, one thread, medians of {options.rounds} processes each "
+            f"in turns, {machine['cpu']}, Python {machine['python']}. **n x**: torch's number divided by this one.",
             "<!-- /numbers -->",
         ]
     )

@@ -59,7 +59,7 @@ def picture(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "eval", "predict", "explain", "info", "benchmark"])
+@pytest.mark.parametrize("command", ["demo", "train", "eval", "predict", "export", "explain", "info", "benchmark"])
 def test_help_teaches(command):
     result = fastssd(command, "--help")
     assert result.exit_code == 0
