@@ -150,22 +150,7 @@ class MaxIoUAssigner:
             return self.assign_wrt_overlaps(overlaps, labels)
         if len(truth_boxes) == 0 or len(boxes) == 0:
             return _nothing(len(truth_boxes), len(boxes), truth_boxes)
-        if ignored is None:
-            return self._assign(truth_boxes, boxes, labels)
-        # What is ignored takes no part; its overlap is -1.
-        rest = (~ignored).nonzero()[:, 0]
-        everywhere = AssignResult(
-            len(truth_boxes),
-            torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device),
-            boxes.new_full((len(boxes),), -1),
-            torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device),
-        )
-        if len(rest) > 0:
-            found = self._assign(truth_boxes, boxes[rest], labels)
-            everywhere.gt_inds[rest] = found.gt_inds
-            everywhere.max_overlaps[rest] = found.max_overlaps
-            everywhere.labels[rest] = found.labels
-        return everywhere
+        return self._assign(truth_boxes, boxes, labels, ignored)
 
     def assign_wrt_overlaps(self, overlaps: Tensor, gt_labels: Tensor) -> AssignResult:
         """Assign by a matrix of overlaps.
@@ -189,14 +174,19 @@ class MaxIoUAssigner:
         calculator = self.iou_calculator
         return type(calculator) is BboxOverlaps2D and calculator.dtype != "fp16" and calculator.offset == 0
 
-    def _assign(self, truths: Tensor, priors: Tensor, labels: Tensor) -> AssignResult:
+    def _assign(self, truths: Tensor, priors: Tensor, labels: Tensor, ignored: Tensor | None) -> AssignResult:
         best_gt, best = ops.match_anchors(priors, truths, iou_threshold=_ANY_OVERLAP, force_match="none")
+        rest = None  # the priors that a ground truth may take
+        if ignored is not None and bool(ignored.any()):
+            best.masked_fill_(ignored, -1)
+            rest = (~ignored).nonzero()[:, 0]
+            priors = priors[rest]
         claims = None
-        if self.match_low_quality:
+        if self.match_low_quality and len(priors) > 0:
             # Only priors that are the best of some ground truth; at threshold 1 the kernel finds just those.
             finds = ops.match_anchors(priors, truths, iou_threshold=1.0, force_match="low_quality").gt_idx
             places = (finds >= 0).nonzero()[:, 0]
-            claims = self._claims(ops.box_iou(truths, priors[places]), places)
+            claims = self._claims(ops.box_iou(truths, priors[places]), places if rest is None else rest[places])
         return self._result(len(truths), best, best_gt.clamp_(min=0), claims, labels)
 
     def _claims(self, overlaps: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor]:
