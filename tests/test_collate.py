@@ -82,6 +82,15 @@ def test_a_bad_sample_is_named(workers):
     assert "picture 3 of the batch" in str(error.value)
 
 
+def test_a_batch_travels_light_and_arrives_whole():
+    collate = fastssd.TargetCollate(ANCHORS, background_threshold=0.4)
+    batch = collate([Pictures()[i] for i in range(4)])
+    assert (batch.targets.labels < 0).any()  # ignored ones too
+    sent = pickle.dumps(batch)
+    assert same(pickle.loads(sent), batch)
+    assert len(sent) < 0.2 * sum(part.nbytes for part in batch.targets)
+
+
 def test_layouts_of_a_sample():
     image, target = Pictures()[3]
     boxes, labels = target["boxes"], target["labels"]

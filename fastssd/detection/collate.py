@@ -17,7 +17,11 @@ from fastssd.ops.matching import Targets
 
 
 class TargetBatch(NamedTuple):
-    """What a :class:`TargetCollate` makes of B samples."""
+    """What a :class:`TargetCollate` makes of B samples.
+
+    A pickled batch, such as a worker sends, holds the targets of matched and ignored anchors alone: those of all anchors
+    are megabytes of shared memory, which take as long to hand over as to make anew.
+    """
 
     images: Tensor
     """[B, ...], the samples' pictures stacked, as they were."""
@@ -30,6 +34,12 @@ class TargetBatch(NamedTuple):
         """The batch with its tensors on `device`."""
         targets = Targets(*(part.to(device, non_blocking=non_blocking) for part in self.targets))
         return TargetBatch(self.images.to(device, non_blocking=non_blocking), targets, self.image_ids)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        labels, deltas, gt_idx = self.targets
+        where = (gt_idx.flatten() != -1).nonzero().flatten()  # [P]
+        packed = labels.flatten()[where], deltas.flatten(0, 1)[where], gt_idx.flatten()[where]
+        return _unpack, (self.images, self.image_ids, labels.shape, where, *packed)
 
 
 class TargetCollate:
@@ -125,6 +135,25 @@ class TargetCollate:
                 row = int(rows.argmax())
                 label = f", label {labels[row]}" if "label" in what else ""
                 raise ValueError(f"{where}: box {row} {what}: {boxes[row].tolist()}{label}")
+
+
+def _unpack(
+    images: Tensor,
+    image_ids: list[Any],
+    shape: torch.Size,
+    where: Tensor,
+    labels: Tensor,
+    deltas: Tensor,
+    gt_idx: Tensor,
+) -> TargetBatch:
+    """The batch whose anchors at `where`, counted over all pictures, have these targets; the others are background."""
+    count = shape.numel()
+    targets = Targets(
+        labels.new_zeros(count).index_copy_(0, where, labels).view(shape),
+        deltas.new_zeros(count, 4).index_copy_(0, where, deltas).view(*shape, 4),
+        gt_idx.new_full((count,), -1).index_copy_(0, where, gt_idx).view(shape),
+    )
+    return TargetBatch(images, targets, image_ids)
 
 
 def _parts(place: int, sample: Any) -> tuple[Any, Any, Any, Any]:
