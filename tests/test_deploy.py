@@ -197,18 +197,24 @@ def test_the_same_pixels_reach_every_network(pictures):
 # --- without torch -------------------------------------------------------------------------------------------------
 
 
-def test_an_onnx_file_needs_no_torch(files, tmp_path):
+WITHOUT_TORCH = {
+    "Detector": "[fastssd.Detector(path)(picture).draw() for path in (heads, nms)]",
+    "predict": "from fastssd.cli import app; app(['predict', heads, picture, '--out', out], standalone_mode=False)",
+}
+
+
+@pytest.mark.parametrize("way", WITHOUT_TORCH)
+def test_an_onnx_file_needs_no_torch(files, tmp_path, way):
+    if way == "predict":
+        pytest.importorskip("typer")
     picture = tmp_path / "picture.png"
     Image.fromarray(shapes_dataset(1)[0].image).save(picture)
-    code = f"""
+    done = python(f"""
 import sys, fastssd
-found = [fastssd.Detector(path)({str(picture)!r}) for path in {[str(files.heads), str(files.nms)]}]
-found[0].draw()
-from fastssd.cli import app
-app(["predict", {str(files.heads)!r}, {str(picture)!r}, "--out", {str(tmp_path / "out")!r}], standalone_mode=False)
-print(sorted({{"torch", "numba", "onnx", "matplotlib"}} & set(sys.modules)))
-"""
-    done = python(code)
+heads, nms, picture, out = {[str(path) for path in (files.heads, files.nms, picture, tmp_path / "out")]}
+{WITHOUT_TORCH[way]}
+print(sorted({{"torch", "onnx", "matplotlib"}} & set(sys.modules)))
+""")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
 

@@ -61,19 +61,15 @@ class OnnxNetwork:
             raise ImportError(
                 "an ONNX file needs onnxruntime; install it with: pip install 'fastssd[deploy]'"
             ) from error
-        with open(path, "rb") as file:  # Python's own errors where it cannot be read
-            content = file.read()
-        available = onnxruntime.get_available_providers()
-        for provider in providers or ():
-            name = provider if isinstance(provider, str) else provider[0]
-            if name not in available:
-                raise ValueError(f"providers: {name!r} is not available here; there are {', '.join(available)}")
+        names = [provider if isinstance(provider, str) else provider[0] for provider in providers or CPU]
+        _check_providers(names, onnxruntime.get_available_providers(), "available here")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or pool.current()
         try:
-            self.session = onnxruntime.InferenceSession(content, options, providers=list(providers or CPU))
+            self.session = onnxruntime.InferenceSession(os.fspath(path), options, providers=list(providers or CPU))
         except Exception as error:  # onnxruntime has a class for each of its status codes
             raise ValueError(f"{os.fspath(path)} is damaged or not an ONNX file: {error}") from error
+        _check_providers(names, self.session.get_providers(), "in use, for the others failed to start")
         try:
             self.info = NetworkInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map)
         except ValueError as error:
@@ -88,6 +84,13 @@ class OnnxNetwork:
         # A box never depends on one with a lower score: a higher threshold, or fewer boxes, leave the first ones.
         counts = np.minimum((scores.astype(np.float64) > limits.score_threshold).sum(1), limits.max_detections)
         return Detections(boxes, scores, labels, None, counts)
+
+
+def _check_providers(wanted: Sequence[str], present: Sequence[str], what: str) -> None:
+    """Raise where onnxruntime would go on with another one and say so in a log at most."""
+    for name in wanted:
+        if name not in present:
+            raise ValueError(f"providers: {name!r} is not among those {what}: {', '.join(present)}")
 
 
 class CheckpointNetwork:
