@@ -1,0 +1,116 @@
+"""Time torchvision's detectors before and after `accelerate`, and write the table of ``docs/integration.md``.
+
+    make bench's environment: .bench-venv/bin/python benchmarks/accelerate.py
+
+What is timed is all but the network: anchors, matching, losses and their backward pass, postprocessing. Before and
+after take turns over different batches, and each pair is asked for the same answer first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from detectors import SIZES, Detector
+
+from fastssd.benchmark import environment
+from fastssd.compat.torchvision import accelerate
+
+PAGE = Path(__file__).parent.parent / "docs" / "integration.md"
+BEGIN, END = "<!-- accelerate: written by benchmarks/accelerate.py -->", "<!-- /accelerate -->"
+
+
+def check(before: Any, after: Any) -> None:
+    """Raise unless the two gave the same losses, or the same detections."""
+    if isinstance(before, dict):
+        torch.testing.assert_close(after, before, rtol=1e-5, atol=0)
+        return
+    for ref, comp in zip(before, after, strict=True):
+        torch.testing.assert_close(comp["boxes"], ref["boxes"], rtol=0, atol=0)
+        torch.testing.assert_close(comp["labels"], ref["labels"], rtol=0, atol=0)
+        torch.testing.assert_close(comp["scores"], ref["scores"], rtol=2.5e-7, atol=0)
+
+
+def medians(pairs: list[tuple[Callable[[], Any], Callable[[], Any]]], rounds: int) -> tuple[float, float]:
+    """Seconds of a call before and after, over all inputs."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for pair in pairs:
+            for call, found in zip(pair, times, strict=True):
+                torch.manual_seed(0)  # of the samplers
+                start = time.perf_counter()
+                call()
+                found.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def measure(name: str, batch: int, trained: bool, inputs: int, rounds: int) -> list[tuple[float, float]]:
+    """Seconds before and after of losses with backward, and of detection."""
+    cases = [Detector(name, batch, trained, seed) for seed in range(inputs)]
+    fast = [accelerate(case.copy()) for case in cases]
+    found = []
+    for task in (Detector.step, Detector.detect):
+        pairs = []
+        for case, model in zip(cases, fast, strict=True):
+            pair = tuple(lambda m=m, case=case, task=task: task(case, m) for m in (case.model, model))
+            answers = []
+            for call in pair:
+                torch.manual_seed(0)
+                answers.append(call())
+            check(*answers)
+            pairs.append(pair)
+        found.append(medians(pairs, rounds))
+    return found
+
+
+def ms(value: float) -> str:
+    return f"{value * 1e3:.3g} ms"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="times that each input is taken")
+    parser.add_argument("--inputs", type=int, default=3, help="different batches")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch, and ours")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    lines = [
+        "| detector | heads | losses and backward: torchvision | accelerated | detection: torchvision | accelerated |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, size in SIZES.items():
+        batch = 8 if name.startswith("ssd") else 2
+        for trained in (False, True):
+            cells = []
+            for before, after in measure(name, batch, trained, options.inputs, options.rounds):
+                cells += [ms(before), f"{ms(after)} (**{before / after:.1f} x**)"]
+            heads = "trained" if trained else "random"
+            lines.append(f"| {name}, {batch} pictures of {size[0]} x {size[1]} | {heads} | " + " | ".join(cells) + " |")
+            print(lines[-1], flush=True)
+
+    machine = environment()
+    text = [
+        BEGIN,
+        *lines,
+        "",
+        "All but the network: anchors, matching, losses with their backward pass; anchors and postprocessing. Medians "
+        "of a call in turns over different batches, each asked for the same answer first. "
+        f"{machine['cpu']}, {machine['cpus']} CPUs, {options.threads} thread{'s' * (options.threads > 1)}; "
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}.",
+        END,
+    ]
+    old = PAGE.read_text()
+    new = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: "\n".join(text), old, count=1, flags=re.S)
+    PAGE.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
