@@ -139,15 +139,18 @@ def _promoted(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
     face.choice("in_fmt", in_fmt, BOX_FORMATS), face.choice("out_fmt", out_fmt, BOX_FORMATS)
-    return formulas.box_convert(*promote(boxes), in_fmt, out_fmt)
+    (boxes,) = promote(boxes)
+    return formulas.box_convert(boxes, in_fmt, out_fmt)
 
 
 def _clip_boxes_to_image(boxes: Tensor, size: Sequence[float]) -> Tensor:
-    return formulas.clip_boxes_to_image(*promote(boxes), *check_size("size", size))
+    (boxes,) = promote(boxes)
+    return formulas.clip_boxes_to_image(boxes, *check_size("size", size))
 
 
 def _remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
-    return formulas.remove_small_boxes(*promote(boxes), face.number("min_size", min_size))
+    (boxes,) = promote(boxes)
+    return formulas.remove_small_boxes(boxes, face.number("min_size", min_size))
 
 
 def _encode_boxes(boxes: Tensor, anchors: Tensor, variances: Sequence[float] = (0.1, 0.2)) -> Tensor:
@@ -160,7 +163,8 @@ def _encode_boxes(boxes: Tensor, anchors: Tensor, variances: Sequence[float] = (
 
 
 def _decode_boxes(deltas: Tensor, anchors: Tensor, variances: Sequence[float] = (0.1, 0.2)) -> Tensor:
-    return formulas.decode_boxes(*promote(deltas, anchors), *face.check_variances(variances))
+    deltas, anchors = promote(deltas, anchors)
+    return formulas.decode_boxes(deltas, anchors, *face.check_variances(variances))
 
 
 def _assign_targets(
@@ -192,7 +196,8 @@ def _assign_targets(
 
 
 def _mine_hard_negatives(loss: Tensor, positive: Tensor, neg_pos_ratio: float = 3.0, min_negatives: int = 0) -> Tensor:
-    return formulas.mine_hard_negatives(*promote(loss), positive, *_mining_options(neg_pos_ratio, min_negatives))
+    (loss,) = promote(loss)
+    return formulas.mine_hard_negatives(loss, positive, *_mining_options(neg_pos_ratio, min_negatives))
 
 
 def _mining_options(neg_pos_ratio: float, min_negatives: int) -> tuple[float, int]:
@@ -207,12 +212,13 @@ def _multibox_cross_entropy(
     if bool(wrong.any()):
         classes = face.to_numpy("labels", labels)
         face.check_rows("labels", face.to_numpy("labels", wrong), classes, f"is not in [-1, {columns - 1}]")
-    options = _mining_options(neg_pos_ratio, min_negatives)
-    return formulas.multibox_cross_entropy(*promote(logits), labels.long(), *options)
+    (logits,) = promote(logits)
+    return formulas.multibox_cross_entropy(logits, labels.long(), *_mining_options(neg_pos_ratio, min_negatives))
 
 
 def _multibox_cross_entropy_gradient(scale: Tensor, logits: Tensor, labels: Tensor, selected: Tensor) -> Tensor:
-    return formulas.multibox_cross_entropy_gradient(scale, *promote(logits), labels.long(), selected)
+    (logits,) = promote(logits)
+    return formulas.multibox_cross_entropy_gradient(scale, logits, labels.long(), selected)
 
 
 def _postprocess_detections(

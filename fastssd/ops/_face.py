@@ -98,7 +98,7 @@ def promote(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     return tuple(np.ascontiguousarray(array, dtype) for array in arrays)
 
 
-def check_shape(name: str, array: NDArray[Any], shape: Sequence[int | str]) -> None:
+def check_shape(name: str, array: Array, shape: Sequence[int | str]) -> None:
     """Raise unless `array` has this shape. A letter fits any length; ``"..."`` in front fits leading dimensions."""
     fixed, dims = shape, array.shape
     if shape[0] == "...":

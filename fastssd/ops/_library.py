@@ -30,6 +30,10 @@ _library = torch.library.Library("fastssd", "DEF")
 # --- shapes: what is checked before a formula runs or a graph is traced ----------------------------------------------
 
 
+def _check_nothing(*_: Any) -> None:
+    pass
+
+
 def _check_boxes(boxes: Tensor, *_: Any) -> None:
     face.check_shape("boxes", boxes, ("...", 4))
 
@@ -183,6 +187,8 @@ def _fake_postprocess(
 
 
 class Derivative(NamedTuple):
+    """What :func:`torch.library.register_autograd` takes, and what torch.func does."""
+
     save: Callable[..., None]
     backward: Callable[..., Any]
     formula: Callable[..., Any]
@@ -215,7 +221,7 @@ def _of(formula: Callable[..., Tensor]) -> Derivative:
                 given[place] = tensor
             return formula(*(each.to(grad.dtype) if isinstance(each, Tensor) else each for each in given))
 
-        _, pull = torch.func.vjp(value, *(values[place] for place in wanted))
+        pull: Any = torch.func.vjp(value, *(values[place] for place in wanted))[1]
         found = dict(zip(wanted, pull(grad), strict=True))
         return tuple(found.get(place) for place in range(len(ctx.needs_input_grad)))
 
@@ -264,7 +270,7 @@ def _decode(deltas: Tensor, anchors: Tensor, variances: Sequence[float]) -> Tens
 class Operator(NamedTuple):
     arguments: str
     returns: str
-    check: Callable[..., None] | None
+    check: Callable[..., None]
     fake: Callable[..., Any]
     derivative: Derivative | None = None  # None: all outputs are integers or booleans
     vmap: Callable[..., Any] | None = None
@@ -311,7 +317,7 @@ OPERATORS = {
     "remove_small_boxes": Operator(
         "Tensor boxes, float min_size", "Tensor", _check_list, _fake_kept, None, vmap.refuse
     ),
-    "grid_anchors": Operator(_GRID, "Tensor", None, _fake_grid_anchors),
+    "grid_anchors": Operator(_GRID, "Tensor", _check_nothing, _fake_grid_anchors),
     "box_iou": Operator(_PAIR, "Tensor", _check_pairwise, _fake_pairwise, _of(formulas.box_iou), vmap.pairwise),
     "generalized_box_iou": Operator(
         _PAIR, "Tensor", _check_pairwise, _fake_pairwise, _of(formulas.generalized_box_iou), vmap.pairwise
@@ -401,10 +407,9 @@ OPERATORS = {
 }
 
 
-def _checked(check: Callable[..., None] | None, function: Callable[..., Any]) -> Callable[..., Any]:
+def _checked(check: Callable[..., None], function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
-        if check is not None:
-            check(*arguments)
+        check(*arguments)
         return function(*arguments)
 
     return run
@@ -439,21 +444,15 @@ def run(name: str, *values: Any) -> Any:
     if derivative is not None and not torch.compiler.is_dynamo_compiling():
         tensors = [value for value in values if isinstance(value, Tensor)]
         if any(torch._C._functorch.is_gradtrackingtensor(tensor) for tensor in tensors):
-            if OPERATORS[name].check is not None:
-                OPERATORS[name].check(*values)
-            dtype = device.float_dtype(*(tensor for tensor in tensors if tensor.dtype.is_floating_point))
+            OPERATORS[name].check(*values)
+            schema = getattr(torch.ops.fastssd, name).default._schema
+            given = [*values, *(argument.default_value for argument in schema.arguments[len(values) :])]
+            dtype = device.float_dtype(*(tensor for tensor in tensors if tensor.is_floating_point()))
+            floats = [isinstance(each, Tensor) and each.is_floating_point() for each in given]
             return derivative.formula(
-                *(
-                    each.to(dtype) if isinstance(each, Tensor) and each.dtype.is_floating_point else each
-                    for each in _with_defaults(name, values)
-                )
+                *(each.to(dtype) if is_float else each for each, is_float in zip(given, floats, strict=True))
             )
     return getattr(torch.ops.fastssd, name)(*values)
-
-
-def _with_defaults(name: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
-    arguments = getattr(torch.ops.fastssd, name).default._schema.arguments
-    return (*values, *(argument.default_value for argument in arguments[len(values) :]))
 
 
 def _raise_no_gradient(grad: Tensor, like: Tensor, name: str) -> Tensor:

@@ -109,8 +109,8 @@ def assign_targets(
         SSD, arXiv:1512.02325, section 2.2.
     """
     if type(anchors) is not ndarray and face.dispatched(anchors, gt_boxes, gt_labels):
-        truth, options = (gt_boxes, gt_labels, gt_counts), (iou_threshold, background_threshold, force_match, variances)
-        return Targets(*face.dispatch("call_matching", "assign_targets", anchors, *truth, *options))
+        given, options = (gt_boxes, gt_labels, gt_counts), (iou_threshold, background_threshold, force_match, variances)
+        return Targets(*face.dispatch("call_matching", "assign_targets", anchors, *given, *options))
     thresholds = _thresholds(iou_threshold, background_threshold)
     force = face.choice("force_match", force_match, FORCE_MATCH)
     center, size = face.check_variances(variances)
