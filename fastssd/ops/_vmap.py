@@ -38,10 +38,6 @@ def leading(name: str, size: int, places: Places, values: Values) -> tuple[Any, 
     return _run(name, *_all_in_front(size, places, values)), 0
 
 
-def paired(name: str, size: int, places: Places, values: Values) -> tuple[Any, Any]:
-    return leading(name, size, places, values)
-
-
 def pairwise(name: str, size: int, places: Places, values: Values) -> tuple[Any, Any]:
     """Leading dimensions broadcast, so that what is not mapped is not repeated."""
     examples = [value.ndim - (place is not None) for value, place in zip(values, places, strict=True)]
