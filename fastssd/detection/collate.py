@@ -19,8 +19,8 @@ from fastssd.ops.matching import Targets
 class TargetBatch(NamedTuple):
     """What a :class:`TargetCollate` makes of B samples.
 
-    A pickled batch, such as a worker sends, holds the targets of matched and ignored anchors alone: those of all anchors
-    are megabytes of shared memory, which take as long to hand over as to make anew.
+    A pickled batch, such as a worker sends, holds the targets of matched and ignored anchors alone: those of all are
+    megabytes in three pieces of shared memory, which take as long to hand over as to make anew.
     """
 
     images: Tensor
@@ -38,8 +38,8 @@ class TargetBatch(NamedTuple):
     def __reduce__(self) -> tuple[Any, ...]:
         labels, deltas, gt_idx = self.targets
         where = (gt_idx.flatten() != -1).nonzero().flatten()  # [P]
-        packed = labels.flatten()[where], deltas.flatten(0, 1)[where], gt_idx.flatten()[where]
-        return _unpack, (self.images, self.image_ids, labels.shape, where, *packed)
+        packed = where, labels.flatten()[where], deltas.flatten(0, 1)[where], gt_idx.flatten()[where]
+        return _unpack, (self.images, self.image_ids, tuple(labels.shape), *(part.cpu().numpy() for part in packed))
 
 
 class TargetCollate:
@@ -138,20 +138,15 @@ class TargetCollate:
 
 
 def _unpack(
-    images: Tensor,
-    image_ids: list[Any],
-    shape: torch.Size,
-    where: Tensor,
-    labels: Tensor,
-    deltas: Tensor,
-    gt_idx: Tensor,
+    images: Tensor, image_ids: list[Any], shape: tuple[int, int], where: NDArray[np.int64], *packed: NDArray[Any]
 ) -> TargetBatch:
     """The batch whose anchors at `where`, counted over all pictures, have these targets; the others are background."""
-    count = shape.numel()
+    index, (labels, deltas, gt_idx) = torch.from_numpy(where), map(torch.from_numpy, packed)
+    count = shape[0] * shape[1]
     targets = Targets(
-        labels.new_zeros(count).index_copy_(0, where, labels).view(shape),
-        deltas.new_zeros(count, 4).index_copy_(0, where, deltas).view(*shape, 4),
-        gt_idx.new_full((count,), -1).index_copy_(0, where, gt_idx).view(shape),
+        labels.new_zeros(count).index_copy_(0, index, labels).view(shape),
+        deltas.new_zeros(count, 4).index_copy_(0, index, deltas).view(*shape, 4),
+        gt_idx.new_full((count,), -1).index_copy_(0, index, gt_idx).view(shape),
     )
     return TargetBatch(images, targets, image_ids)
 
