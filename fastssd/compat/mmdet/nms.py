@@ -99,36 +99,10 @@ def soft_nms(
     Source:
         ``mmcv.ops.soft_nms``; Soft-NMS, arXiv:1704.04503.
     """
-    if iou_thr is not None:
-        iou_threshold = iou_thr
-    if method not in _METHODS:
-        raise ValueError(f"method: expected one of {', '.join(map(repr, _METHODS))}, got {method!r}")
-    _check_offset(offset)
     flat, values, is_numpy = _tensors(boxes, scores)
-    array, numbers = flat.detach().cpu().numpy(), values.detach().cpu().numpy()
-    if not (np.isfinite(array).all() and np.isfinite(numbers).all()):
-        raise ValueError("boxes, scores: expected finite numbers")
-    real = numbers.dtype.type
-    threshold, least = float(real(iou_threshold)), real(min_score)
-    if len(array) == 0 or numbers.max() < least:
-        taken = np.flatnonzero(numbers == numbers.max(initial=-np.inf))[:1]
-        lowered = numbers[taken]
-    elif offset or len(np.unique(numbers)) < len(numbers) or (method == "naive" and not (threshold > 0 and least > 0)):
-        # Among equal scores mmcv takes the one that its swaps have brought to the front.
-        taken, lowered = soft_nms_in_place_order(array, numbers, threshold, real(sigma), least, method, offset)
-    elif method == "naive":
-        good = np.flatnonzero(numbers >= least)
-        taken = good[ops.nms(array[good], numbers[good], _clamped(_below(threshold, real)))]
-        lowered = numbers[taken]
-    else:
-        taken, lowered = ops.soft_nms(
-            array,
-            numbers,
-            method=method,
-            iou_threshold=_clamped(_below(threshold, real)),
-            sigma=sigma,
-            score_threshold=_below(least, real),
-        )
+    array, numbers, distinct = _soft_input(flat, values)
+    threshold = iou_threshold if iou_thr is None else iou_thr
+    taken, lowered = _soften(array, numbers, distinct, threshold, sigma, min_score, method, offset)
     keep = torch.from_numpy(taken).to(flat.device)
     dets = torch.cat([flat.detach()[keep], torch.from_numpy(lowered).to(flat)[:, None]], 1)
     return _give(dets, keep, is_numpy)
@@ -178,7 +152,15 @@ def batched_nms(
     if not callable(function):
         raise ValueError(f"nms_cfg['type']: expected 'nms', 'soft_nms' or a function, got {kind!r}")
     most = options.pop("max_num", -1)
-    keep, lowered = _class_by_class(function, flat, values, groups, options)
+    if function is soft_nms:
+        run = _soft_of(flat, values, options)
+    else:
+
+        def run(members: Tensor) -> tuple[Tensor, Tensor]:
+            dets, keep = function(flat[members], values[members], **options)
+            return members[keep], dets[:, -1]
+
+    keep, lowered = _class_by_class(run, values, groups)
     if function is soft_nms and not is_split and len(keep) > 0:
         # Each class returns its first box, whatever the score; all classes together return one.
         good = lowered >= options.get("min_score", 1e-3)
@@ -252,17 +234,71 @@ def _batched_hard(
 
 
 def _class_by_class(
-    function: Callable[..., Any], boxes: Tensor, scores: Tensor, groups: Tensor, options: dict[str, Any]
+    run: Callable[[Tensor], tuple[Tensor, Tensor]], scores: Tensor, groups: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What `function` keeps of each class, and with which scores, by falling score."""
+    """What `run`, given the places of a class, keeps of them and with which scores, by falling score."""
     keeps, lowered = [groups.new_empty(0, dtype=torch.int64)], [scores.new_empty(0)]
-    by_group = groups.argsort(stable=True)
-    for members in by_group.split(groups.unique(return_counts=True)[1].tolist()):
-        dets, keep = function(boxes[members], scores[members], **options)
-        keeps.append(members[keep])
-        lowered.append(dets[:, -1])
+    for members in groups.argsort(stable=True).split(groups.unique(return_counts=True)[1].tolist()):
+        kept, left = run(members)
+        keeps.append(kept)
+        lowered.append(left)
     ranked, order = torch.cat(lowered).sort(descending=True, stable=True)
     return torch.cat(keeps)[order], ranked
+
+
+def _soft_of(boxes: Tensor, scores: Tensor, options: dict[str, Any]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """:func:`soft_nms` for one class after the other: what it checks is checked once."""
+    array, numbers, distinct = _soft_input(boxes, scores)
+    named = {"iou_threshold" if name == "iou_thr" else name: value for name, value in options.items()}
+
+    def run(members: Tensor) -> tuple[Tensor, Tensor]:
+        places = members.cpu().numpy()
+        taken, lowered = _soften(array[places], numbers[places], distinct, **named)
+        return torch.from_numpy(places[taken]).to(boxes.device), torch.from_numpy(lowered).to(scores)
+
+    return run
+
+
+def _soft_input(boxes: Tensor, scores: Tensor) -> tuple[NDArray[Any], NDArray[Any], bool]:
+    """Both in the dtype in which they are computed, and whether the scores are all different."""
+    wide = torch.float64 in (boxes.dtype, scores.dtype)
+    array, numbers = (x.detach().cpu().to(torch.float64 if wide else torch.float32).numpy() for x in (boxes, scores))
+    if not (np.isfinite(array).all() and np.isfinite(numbers).all()):
+        raise ValueError("boxes, scores: expected finite numbers")
+    return array, numbers, len(np.unique(numbers)) == len(numbers)
+
+
+def _soften(
+    boxes: NDArray[Any],
+    scores: NDArray[Any],
+    distinct: bool,
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 1e-3,
+    method: str = "linear",
+    offset: int = 0,
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Soft-NMS: (taken, lowered), int64 [K] and [K]."""
+    if method not in _METHODS:
+        raise ValueError(f"method: expected one of {', '.join(map(repr, _METHODS))}, got {method!r}")
+    _check_offset(offset)
+    real = scores.dtype.type
+    threshold, least = float(real(iou_threshold)), real(min_score)
+    if len(boxes) == 0 or scores.max() < least:
+        taken = np.flatnonzero(scores == scores.max(initial=-np.inf))[:1]
+        return taken, scores[taken]
+    if offset or not distinct or (method == "naive" and not (threshold > 0 and least > 0)):
+        # Among equal scores mmcv takes the one that its swaps have brought to the front.
+        return soft_nms_in_place_order(boxes, scores, threshold, real(sigma), least, method, offset)
+    reached = _clamped(_below(threshold, real))
+    if method == "naive":
+        good = np.flatnonzero(scores >= least)
+        taken = good[ops.nms(boxes[good], scores[good], reached)]
+        return taken, scores[taken]
+    found: tuple[NDArray[np.int64], NDArray[Any]] = ops.soft_nms(
+        boxes, scores, method=method, iou_threshold=reached, sigma=sigma, score_threshold=_below(least, real)
+    )
+    return found
 
 
 def _by_score(boxes: Tensor, scores: Tensor) -> tuple[NDArray[Any], NDArray[np.int64]]:
