@@ -12,11 +12,10 @@ from torch import Tensor
 
 from fastssd import ops
 from fastssd.compat.mmdet._greedy import greedy, suppression_with_offset
-from fastssd.compat.mmdet._soft_nms import soft_nms_in_place_order
+from fastssd.compat.mmdet._soft_nms import soft_input, soften
+from fastssd.compat.mmdet.overlaps import check_offset
 
 Boxes = Tensor | NDArray[Any]  # what comes as a NumPy array goes back as one
-
-_METHODS = ("naive", "linear", "gaussian")
 
 
 def nms(
@@ -50,7 +49,7 @@ def nms(
         ``mmcv.ops.nms``, on the CPU.
     """
     flat, values, is_numpy = _tensors(boxes, scores)
-    _check_offset(offset)
+    check_offset(offset)
     threshold = _one_of(iou_threshold, iou_thr)
     places = None
     picked, ranked = flat.detach(), values.detach()
@@ -100,9 +99,9 @@ def soft_nms(
         ``mmcv.ops.soft_nms``; Soft-NMS, arXiv:1704.04503.
     """
     flat, values, is_numpy = _tensors(boxes, scores)
-    array, numbers, distinct = _soft_input(flat, values)
+    array, numbers, distinct = soft_input(flat, values)
     threshold = iou_threshold if iou_thr is None else iou_thr
-    taken, lowered = _soften(array, numbers, distinct, threshold, sigma, min_score, method, offset)
+    taken, lowered = soften(array, numbers, distinct, threshold, sigma, min_score, method, offset)
     keep = torch.from_numpy(taken).to(flat.device)
     dets = torch.cat([flat.detach()[keep], torch.from_numpy(lowered).to(flat)[:, None]], 1)
     return _give(dets, keep, is_numpy)
@@ -248,57 +247,15 @@ def _class_by_class(
 
 def _soft_of(boxes: Tensor, scores: Tensor, options: dict[str, Any]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """:func:`soft_nms` for one class after the other: what it checks is checked once."""
-    array, numbers, distinct = _soft_input(boxes, scores)
+    array, numbers, distinct = soft_input(boxes, scores)
     named = {"iou_threshold" if name == "iou_thr" else name: value for name, value in options.items()}
 
     def run(members: Tensor) -> tuple[Tensor, Tensor]:
         places = members.cpu().numpy()
-        taken, lowered = _soften(array[places], numbers[places], distinct, **named)
+        taken, lowered = soften(array[places], numbers[places], distinct, **named)
         return torch.from_numpy(places[taken]).to(boxes.device), torch.from_numpy(lowered).to(scores)
 
     return run
-
-
-def _soft_input(boxes: Tensor, scores: Tensor) -> tuple[NDArray[Any], NDArray[Any], bool]:
-    """Both in the dtype in which they are computed, and whether the scores are all different."""
-    wide = torch.float64 in (boxes.dtype, scores.dtype)
-    array, numbers = (x.detach().cpu().to(torch.float64 if wide else torch.float32).numpy() for x in (boxes, scores))
-    if not (np.isfinite(array).all() and np.isfinite(numbers).all()):
-        raise ValueError("boxes, scores: expected finite numbers")
-    return array, numbers, len(np.unique(numbers)) == len(numbers)
-
-
-def _soften(
-    boxes: NDArray[Any],
-    scores: NDArray[Any],
-    distinct: bool,
-    iou_threshold: float = 0.3,
-    sigma: float = 0.5,
-    min_score: float = 1e-3,
-    method: str = "linear",
-    offset: int = 0,
-) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Soft-NMS: (taken, lowered), int64 [K] and [K]."""
-    if method not in _METHODS:
-        raise ValueError(f"method: expected one of {', '.join(map(repr, _METHODS))}, got {method!r}")
-    _check_offset(offset)
-    real = scores.dtype.type
-    threshold, least = float(real(iou_threshold)), real(min_score)
-    if len(boxes) == 0 or scores.max() < least:
-        taken = np.flatnonzero(scores == scores.max(initial=-np.inf))[:1]
-        return taken, scores[taken]
-    if offset or not distinct or (method == "naive" and not (threshold > 0 and least > 0)):
-        # Among equal scores mmcv takes the one that its swaps have brought to the front.
-        return soft_nms_in_place_order(boxes, scores, threshold, real(sigma), least, method, offset)
-    reached = _clamped(_below(threshold, real))
-    if method == "naive":
-        good = np.flatnonzero(scores >= least)
-        taken = good[ops.nms(boxes[good], scores[good], reached)]
-        return taken, scores[taken]
-    found: tuple[NDArray[np.int64], NDArray[Any]] = ops.soft_nms(
-        boxes, scores, method=method, iou_threshold=reached, sigma=sigma, score_threshold=_below(least, real)
-    )
-    return found
 
 
 def _by_score(boxes: Tensor, scores: Tensor) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -328,21 +285,7 @@ def _one_of(iou_threshold: float | None, iou_thr: float | None) -> float:
     return given[0]
 
 
-def _check_offset(offset: int) -> None:
-    if offset not in (0, 1):
-        raise ValueError(f"offset: expected 0 or 1, got {offset!r}")
-
-
 def _for_kernel(iou_threshold: float, boxes: Tensor) -> float:
     """The threshold in the precision in which mmcv compares; above 1 nothing is deleted, as at 1."""
     real = np.float64 if boxes.dtype == torch.float64 else np.float32
     return min(float(real(iou_threshold)), 1.0)
-
-
-def _clamped(threshold: float) -> float:
-    return min(max(threshold, 0.0), 1.0)
-
-
-def _below(value: Any, real: type) -> float:
-    """The next smaller number: what is greater than it is at least `value`."""
-    return float(np.nextafter(real(value), real(-np.inf)))

@@ -43,8 +43,7 @@ def bbox_overlaps(
     """
     if mode not in _MODES:
         raise ValueError(f"mode: expected one of {', '.join(map(repr, _MODES))}, got {mode!r}")
-    if offset not in (0, 1):
-        raise ValueError(f"offset: expected 0 or 1, got {offset!r}")
+    check_offset(offset)
     rows, columns = _count("bboxes1", bboxes1), _count("bboxes2", bboxes2)
     lead = bboxes1.shape[:-2]
     if bboxes2.shape[:-2] != lead:
@@ -89,6 +88,12 @@ class BboxOverlaps2D:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(scale={self.scale}, dtype={self.dtype}, offset={self.offset})"
+
+
+def check_offset(offset: int) -> None:
+    """Raise unless it is 0 or 1."""
+    if offset not in (0, 1):
+        raise ValueError(f"offset: expected 0 or 1, got {offset!r}")
 
 
 def box_tensor(boxes: Any) -> Tensor:
