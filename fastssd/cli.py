@@ -496,8 +496,7 @@ def export_model(
 ) -> None:
     """Write a checkpoint as a file that runs without torch: `fastssd predict` and fastssd.Detector read it.
 
-    Everything else that is needed, such as anchors, class names and thresholds, goes into its metadata. It is
-    compared with torch before it is written.
+    Anchors, class names and thresholds go into it. It is compared with torch before it is written.
 
     The file gives logits and deltas; with --nms it gives boxes, in any program that runs ONNX.
 

@@ -176,6 +176,14 @@ def test_many_one_and_none(files, pictures, limit, detectors):
         assert Detector(path, score_threshold=above, iou_threshold=limit.iou)(pictures[0]).boxes.shape == (0, 4)
 
 
+def test_a_run_folder_means_its_best_checkpoint(files, tmp_path):
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    best.parent.mkdir()
+    best.write_bytes(files.checkpoint.read_bytes())
+    assert Detector(tmp_path).path == best
+    assert Detector(tmp_path).class_names == NAMES
+
+
 @pytest.mark.parametrize("most", [1, 7])
 def test_fewer_detections_are_the_first_ones(files, pictures, limit, detectors, most):
     ref = detectors[0](pictures[0])
