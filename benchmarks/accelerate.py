@@ -70,8 +70,8 @@ def measure(name: str, batch: int, trained: bool, inputs: int, rounds: int) -> l
     return found
 
 
-def ms(value: float) -> str:
-    return f"{value * 1e3:.3g} ms"
+def text_of(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def main() -> None:
         for trained in (False, True):
             cells = []
             for before, after in measure(name, batch, trained, options.inputs, options.rounds):
-                cells += [ms(before), f"{ms(after)} (**{before / after:.1f} x**)"]
+                cells += [text_of(before), f"{text_of(after)} (**{before / after:.1f} x**)"]
             heads = "trained" if trained else "random"
             lines.append(f"| {name}, {batch} pictures of {size[0]} x {size[1]} | {heads} | " + " | ".join(cells) + " |")
             print(lines[-1], flush=True)

@@ -397,6 +397,23 @@ def test_other_dtypes(detector, kind):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-4)
 
 
+def test_what_is_traced_or_compiled_is_torchvisions(detector, monkeypatch):
+    pytest.importorskip("torchvision")
+    from fastssd.compat.torchvision import _host
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a kernel was called")
+
+    monkeypatch.setattr(_host, "traced", lambda: True)
+    for name in ("match_anchors", "multibox_cross_entropy", "postprocess_detections", "batched_nms"):
+        monkeypatch.setattr(f"fastssd.ops.{name}", refuse)
+    for name in NAMES:
+        case = detector(name)
+        model = compat.accelerate(case.copy())
+        case.step(model)
+        case.detect(model)
+
+
 def test_degenerate_ground_truth_and_missing_targets_raise(detector):
     case = copy.copy(detector("ssd300_vgg16"))
     model = compat.accelerate(case.copy())

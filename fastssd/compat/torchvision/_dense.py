@@ -25,6 +25,7 @@ from fastssd.compat.torchvision.selection import above, clip_to_sizes, logit_lim
 Targets = list[dict[str, Tensor]]
 
 
+@host.eager_only
 class FastRetinaNet(RetinaNet):  # type: ignore[misc]
     """RetinaNet with matching and postprocessing of a whole batch."""
 
@@ -50,6 +51,7 @@ class FastRetinaNet(RetinaNet):  # type: ignore[misc]
         return _detect(self, look, self.box_coder.decode_single, head_outputs, anchors, image_shapes)
 
 
+@host.eager_only
 class FastRetinaNetClassificationHead(RetinaNetClassificationHead):  # type: ignore[misc]
     def compute_loss(self, targets: Targets, head_outputs: dict[str, Tensor], matched_idxs: Sequence[Tensor]) -> Tensor:
         matched = torch.stack(list(matched_idxs))
@@ -61,6 +63,7 @@ class FastRetinaNetClassificationHead(RetinaNetClassificationHead):  # type: ign
         return focal_loss(head_outputs["cls_logits"], (image, anchor, labels), ignored, weights)
 
 
+@host.eager_only
 class FastRetinaNetRegressionHead(RetinaNetRegressionHead):  # type: ignore[misc]
     def compute_loss(
         self,
@@ -78,6 +81,7 @@ class FastRetinaNetRegressionHead(RetinaNetRegressionHead):  # type: ignore[misc
         return (loss * weights[found.image]).sum() / max(1, len(targets))
 
 
+@host.eager_only
 class FastFCOS(FCOS):  # type: ignore[misc]
     """FCOS with matching and postprocessing of a whole batch."""
 
@@ -118,6 +122,7 @@ class FastFCOS(FCOS):  # type: ignore[misc]
         return _detect(self, look, self.box_coder.decode, head_outputs, anchors, image_shapes)
 
 
+@host.eager_only
 class FastFCOSHead(FCOSHead):  # type: ignore[misc]
     def compute_loss(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +20,27 @@ from fastssd.compat.torchvision.coder import BoxCoder
 from fastssd.compat.torchvision.matcher import Matcher, SSDMatcher, match_boxes
 
 
+def eager_only(fast: type) -> type:
+    """The accelerated class, whose methods are torchvision's where they are traced, exported or compiled."""
+    for name, method in list(vars(fast).items()):
+        if inspect.isfunction(method) and hasattr(fast.__bases__[0], name):
+            setattr(fast, name, _or_theirs(method, getattr(fast.__bases__[0], name)))
+    return fast
+
+
+def _or_theirs(ours: Any, theirs: Any) -> Any:
+    @functools.wraps(ours)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return (theirs if traced() else ours)(self, *args, **kwargs)
+
+    return method
+
+
+def traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
+@eager_only
 class FastAnchorGenerator(AnchorGenerator):  # type: ignore[misc]
     """Anchors that are made once for all images of a batch."""
 
@@ -26,6 +49,7 @@ class FastAnchorGenerator(AnchorGenerator):  # type: ignore[misc]
         return super().forward(ImageList(image_list.tensors, sizes[:1]), feature_maps) * len(sizes)
 
 
+@eager_only
 class FastDefaultBoxGenerator(HostBoxGenerator):  # type: ignore[misc]
     def forward(self, image_list: Any, feature_maps: list[Tensor]) -> list[Tensor]:
         return [default_boxes(self, image_list, feature_maps)] * len(image_list.image_sizes)
@@ -59,7 +83,9 @@ def shared(anchors: Sequence[Tensor]) -> Tensor | None:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return (a.data_ptr(), a.stride()) == (b.data_ptr(), b.stride()) or torch.equal(a, b)
 
 
 def match(matcher: Any, anchors: Sequence[Tensor], targets: list[dict[str, Tensor]]) -> Tensor:

@@ -6,22 +6,26 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 
 from fastssd.compat.torchvision import _host as host
+from fastssd.compat.torchvision.routing import original
 from fastssd.compat.torchvision.selection import above, clip_to_sizes, suppress
 
 Targets = list[dict[str, Tensor]]
 
 
+@host.eager_only
 class FastRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
     """The proposal network: only the anchors that go to NMS are decoded, only the sampled ones encoded."""
 
     def forward(self, images: Any, features: dict[str, Tensor], targets: Targets | None = None) -> Any:
         own = ("filter_proposals", "assign_targets_to_anchors", "compute_loss")
         known = host.has_boxcoder(self) and host.matching_rule(self.proposal_matcher) is not None
+        known = known and self.box_similarity in (torchvision.ops.box_iou, original("box_iou"))
         usual = known and host.fractions(self.nms_thresh) and not host.overrides(self, FastRegionProposalNetwork, own)
         if not usual or (self.training and targets is None):
             return super().forward(images, features, targets)
@@ -78,6 +82,7 @@ class FastRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         return {"loss_objectness": loss, "loss_rpn_box_reg": box_loss}
 
 
+@host.eager_only
 class FastRoIHeads(RoIHeads):  # type: ignore[misc]
     """The second stage: proposals matched without a matrix, and only scores above the threshold decoded."""
 

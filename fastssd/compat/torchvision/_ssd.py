@@ -18,6 +18,7 @@ from fastssd.compat.torchvision.selection import clip_to_sizes, suppress
 Targets = list[dict[str, Tensor]]
 
 
+@host.eager_only
 class FastSSD(SSD):  # type: ignore[misc]
     """SSD with matching, loss, mining and postprocessing of a whole batch in one call each."""
 

@@ -38,7 +38,8 @@ def focal_loss(
     Returns:
         [], in the dtype of the logits, float32 at least. Differentiable once.
     """
-    loss: Tensor = _FocalLoss.apply(logits, positives, ignored, weights, alpha)
+    with torch.autocast(logits.device.type, enabled=False):  # the sums need all bits
+        loss: Tensor = _FocalLoss.apply(logits, positives, ignored, weights, alpha)
     return loss
 
 

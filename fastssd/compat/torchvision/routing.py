@@ -70,7 +70,7 @@ class patch:
     Routed are ``torchvision.ops.nms``, ``batched_nms``, ``box_iou``, ``generalized_box_iou``, ``distance_box_iou`` and
     ``complete_box_iou``, wherever a loaded module of torchvision holds them, so that its models use them too. Tensors
     of other devices than the CPU, tensors of other types, rotated boxes, thresholds outside [0, 1], and code that is
-    traced, scripted or compiled go to torchvision as before.
+    traced or compiled go to torchvision as before; ``torch.jit.script`` cannot read them while a patch lasts.
 
     ``with patch(): ...`` ends with the block, also by an exception; ``patch()`` alone lasts until its :meth:`undo`.
     Patches nest, and may end in any order: torchvision has its functions back when none is left. They hold for all
