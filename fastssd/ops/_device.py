@@ -126,7 +126,7 @@ def multibox_cross_entropy_gradient(scale: Tensor, logits: Tensor, labels: Tenso
         float(scale),
         out.reshape(rows),
     )
-    return torch.from_numpy(out)
+    return _on_device(out, logits.device)
 
 
 # --- on the device ---------------------------------------------------------------------------------------------------

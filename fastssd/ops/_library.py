@@ -226,7 +226,8 @@ def _register(name: str, operator: Operator) -> None:
     )
     on_cpu = device.ON_CPU.get(name) or device.by_kernel(name)
     on_device = device.ON_DEVICE.get(name)
-    _library.impl(name, on_cpu, "CPU")
+    for key in ("CPU", "MPS"):  # MPS has no float64, which formulas compare and sum in
+        _library.impl(name, on_cpu, key)
     # Every other device, known or not.
     _library.impl(name, _checked(operator.check, on_device) if on_device else on_cpu, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, _checked(operator.check, operator.fake), lib=_library)
