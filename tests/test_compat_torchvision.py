@@ -497,16 +497,16 @@ def test_patch_routes_torchvision_and_gives_back(host_ops):
     assert {name: getattr(host_ops, name) for name in host_ops.__all__} == before
 
 
-def test_patch_as_a_function_nested_and_undone_in_any_order(host_ops):
+def test_patch_as_a_function_nested_and_restored_in_any_order(host_ops):
     theirs = host_ops.nms
     first, second = compat.patch(), compat.patch()
     ours = host_ops.nms
     assert ours is not theirs
-    first.undo()
-    first.undo()
+    first.restore()
+    first.restore()
     assert host_ops.nms is ours
     with compat.patch():
-        second.undo()
+        second.restore()
         assert host_ops.nms is ours
     assert host_ops.nms is theirs
 

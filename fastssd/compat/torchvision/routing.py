@@ -72,7 +72,7 @@ class patch:
     of other devices than the CPU, tensors of other types, rotated boxes, thresholds outside [0, 1], and code that is
     traced or compiled go to torchvision as before; ``torch.jit.script`` cannot read them while a patch lasts.
 
-    ``with patch(): ...`` ends with the block, also by an exception; ``patch()`` alone lasts until its :meth:`undo`.
+    ``with patch(): ...`` ends with the block, also by an exception; ``patch()`` alone lasts until its :meth:`restore`.
     Patches nest, and may end in any order: torchvision has its functions back when none is left. They hold for all
     threads; a thread that runs through their begin or end is served by the one or the other function.
 
@@ -99,7 +99,7 @@ class patch:
                 setattr(module, attribute, _ROUTES[name])
             _places.update(self._mine)
 
-    def undo(self) -> None:
+    def restore(self) -> None:
         """Take back this patch; a second time does nothing."""
         with _lock:
             mine, self._mine = self._mine, []
@@ -118,4 +118,4 @@ class patch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.undo()
+        self.restore()
