@@ -31,12 +31,12 @@ Row = tuple[str, Callable[[], Any], Callable[[], Any]]
 
 
 def fastest(call: Callable[[], Any]) -> float:
-    """Seconds: other work on the machine only adds."""
+    """Seconds of CPU, which other work on the machine disturbs least; one thread."""
     times: list[float] = []
     while len(times) < REPEATS and sum(times) < ENOUGH:
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return min(times)
 
 
@@ -136,7 +136,7 @@ def table(key: str, title: str, rows: Iterator[Row]) -> str:
         print(lines[-1], flush=True)
     lines += [
         "",
-        f"The fastest of up to {REPEATS} calls; {environment()['cpu']}, one thread, torch "
+        f"CPU time of the fastest of up to {REPEATS} calls; {environment()['cpu']}, one thread, torch "
         f"{torch.__version__.split('+')[0]}. All results are equal to the last bit.",
         f"<!-- /{key} -->",
     ]
