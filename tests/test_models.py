@@ -1,0 +1,229 @@
+"""The models: what they look like, that they learn, and that the switches for speed work on them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+from fastssd.detection import (  # noqa: E402
+    MODELS,
+    SSD,
+    SSD512,
+    TINYSSD,
+    Criterion,
+    Preset,
+    build_model,
+    detect_batch,
+)
+from fastssd.detection.weights import PUBLISHED  # noqa: E402
+
+# SSD512 on a quarter of the pixels: the smallest square that its feature maps allow.
+SMALL_512 = replace(
+    SSD512, image_size=272, grid_sizes=((34, 34), (17, 17), (9, 9), (5, 5), (3, 3), (2, 2), (1, 1)), steps=None
+)
+TRAINED = ("tinyssd", "ssd300_vgg16", "ssd512_vgg16", "ssdlite320_mobilenet_v3_large")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def small_model(name, num_classes=2):
+    return build_model(name, num_classes, SMALL_512 if name == "ssd512_vgg16" else None)
+
+
+def pictures(model, count):
+    """Two bright rectangles on noise, with their boxes and labels."""
+    size = model.preset.image_size
+    half, quarter = size // 2, size // 4
+    images = 0.2 * torch.rand(count, 3, size, size)
+    images[:, 0, quarter:half, quarter:half] = 1
+    images[:, 2, half:, half:] = 0.9
+    boxes, labels = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.5, 0.5, 1, 1]]), torch.tensor([1, 2])
+    return images.contiguous(memory_format=torch.channels_last), [boxes] * count, [labels] * count
+
+
+# --- what they are -------------------------------------------------------------------------------------------------
+
+
+def table():
+    """The table of docs/models.md."""
+    rows = [
+        "| model | input | feature maps | anchors | parameters | published weights |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in MODELS.items():
+        with torch.device("meta"):
+            model = entry.make(90, entry.preset)
+        maps = ", ".join(str(rows) for rows, _ in entry.preset.grid_sizes)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        weights = ", ".join(f"`{weights}`" for weights in PUBLISHED[name]) or "none"
+        size = entry.preset.image_size
+        anchors = len(entry.preset.anchors())
+        rows.append(f"| `{name}` | {size} x {size} | {maps} | {anchors} | {parameters:,} | {weights} |")
+    return "\n".join(rows)
+
+
+def test_the_table_in_the_manual_is_true():
+    assert table() in (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+
+
+def test_papers_numbers_of_anchors():
+    anchors = {name: len(entry.preset.anchors()) for name, entry in MODELS.items()}
+    assert (anchors["tinyssd"], anchors["ssd300_vgg16"], anchors["ssd512_vgg16"]) == (5444, 8732, 24564)
+
+
+def test_presets_of_before_and_wrong_ones():
+    old = {key: value for key, value in TINYSSD.to_dict().items() if key not in ("steps", "clip", "topk")}
+    assert Preset.from_dict(old) == TINYSSD
+    with pytest.raises(ValueError, match="clip"):
+        replace(TINYSSD, clip="corners")
+    with pytest.raises(ValueError, match="steps"):
+        replace(TINYSSD, steps=(8, 16))
+
+
+def test_steps_of_equal_parts_change_no_anchor():
+    steps = tuple(TINYSSD.image_size / rows for rows, _ in TINYSSD.grid_sizes)
+    np.testing.assert_allclose(replace(TINYSSD, steps=steps).anchors(), TINYSSD.anchors(), rtol=0, atol=1e-6)
+    clipped = replace(TINYSSD, clip="size", scales=((2.0, 3.0), *TINYSSD.scales[1:])).anchors()
+    np.testing.assert_allclose(clipped[:2, 2:] - clipped[:2, :2], 1, atol=1e-6)
+
+
+def test_half_a_description_is_an_error():
+    with pytest.raises(ValueError, match="num_classes"):
+        build_model("tinyssd")
+    with pytest.raises(ValueError, match="class_names"):
+        build_model("tinyssd", 3, class_names=("a", "b"))
+    assert build_model("tinyssd", class_names=("a", "b")).num_classes == 2
+
+
+# --- any backbone --------------------------------------------------------------------------------------------------
+
+
+class _Levels(nn.Module):
+    def __init__(self, container):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, stride=8, padding=1), nn.BatchNorm2d(8))
+        self.second = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.container = container
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.container([x, self.second(x)])
+
+
+@pytest.mark.parametrize("container", [list, tuple, lambda maps: OrderedDict(enumerate(maps))])
+def test_any_module_that_returns_feature_maps_is_a_backbone(container):
+    backbone = _Levels(container)
+    model = SSD(backbone, num_classes=3, image_size=64)
+    assert model.preset.grid_sizes == ((8, 8), (4, 4))
+    assert not backbone.first[1].num_batches_tracked  # looking at the maps has taught it nothing
+    logits, deltas = model(torch.rand(2, 3, 64, 64))
+    assert logits.shape == (2, (64 + 16) * 6, 4)
+    assert deltas.shape == (2, (64 + 16) * 6, 4)
+    again = SSD(_Levels(container), num_classes=3, preset=Preset.from_dict(model.preset.to_dict()))
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again.anchors, model.anchors)
+
+
+def test_backbones_of_timm():
+    timm = pytest.importorskip("timm")
+    backbone = timm.create_model("resnet18", pretrained=False, features_only=True, out_indices=(2, 3, 4))
+    model = SSD(backbone, num_classes=3, image_size=128)
+    assert model.preset.grid_sizes == ((16, 16), (8, 8), (4, 4))
+    logits, _ = model(torch.rand(1, 3, 128, 128))
+    assert logits.shape == (1, len(model.anchors), 4)
+
+
+def test_frozen_modules_stay_in_eval_mode():
+    model = build_model("tinyssd", 1)
+    model.freeze("backbone.0", "backbone.1.*")
+    model.train()
+    norms = [module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [norm.training for norm in norms] == [False] * 8 + [True] * 4
+    assert [norm.weight.requires_grad for norm in norms] == [False] * 8 + [True] * 4
+
+
+# --- learning ------------------------------------------------------------------------------------------------------
+
+
+def overfit(model, count, steps, lr):
+    """Losses of some steps on one batch."""
+    images, boxes, labels = pictures(model, count)
+    model.train().to(memory_format=torch.channels_last)
+    criterion = Criterion()
+    targets = criterion.match_targets(model.anchors, boxes, labels, model.preset.variances)
+    optimizer = torch.optim.AdamW(model.parameters(), lr)
+    losses = []
+    for _ in range(steps):
+        loss = criterion(*model(images), targets).total
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize(("name", "steps"), [("tinyssd", 30), ("ssdlite320_mobilenet_v3_large", 30)])
+def test_one_batch_is_learnt_by_heart(name, steps):
+    model = small_model(name)
+    losses = overfit(model, 2, steps, lr=1e-3)
+    assert losses[-1] < 0.2 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["ssd300_vgg16", "ssd512_vgg16"])
+def test_one_picture_is_learnt_by_the_large_ones_as_far_as_four_steps_go(name):
+    losses = overfit(small_model(name), 1, 4, lr=1e-4)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# --- speed ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_layout_bfloat16_and_compilation_keep_the_outputs(name):
+    model = small_model(name).eval()
+    images, _, _ = pictures(model, 1)
+    with torch.no_grad():
+        ref = model(images.contiguous())
+        model.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(model(images), ref, rtol=1e-3, atol=1e-3)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)  # one graph: nothing that cannot be traced
+        torch.testing.assert_close(compiled(images), ref, rtol=1e-3, atol=1e-3)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = model(images)
+        found = detect_batch(model, images, [(100, 100)])
+    assert low[0].dtype == torch.bfloat16
+    assert (low[0].float() - ref[0]).abs().max() < 0.2 * ref[0].std() + 0.05
+    assert len(found[0].boxes) <= model.preset.max_detections
+
+
+@pytest.mark.parametrize("name", ["tinyssd", "ssdlite320_mobilenet_v3_large"])
+def test_gradients_flow_in_bfloat16(name):
+    model = small_model(name).train().to(memory_format=torch.channels_last)
+    images, boxes, labels = pictures(model, 2)
+    criterion = Criterion()
+    targets = criterion.match_targets(model.anchors, boxes, labels, model.preset.variances)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = criterion(*model(images), targets).total
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
