@@ -16,7 +16,7 @@ from torchvision.models.detection import ssd300_vgg16
 from fastssd.compat.torchvision import accelerate
 
 
-def best_time(call, model, rounds=5):
+def best_time(call, model, rounds=3):
     """Seconds of the fastest of a few calls."""
     times = []
     for _ in range(rounds):
