@@ -63,9 +63,9 @@ def bananas(batch_size: int) -> tuple[Any, Any]:
 
 
 class Clock:
-    """Seconds of the calls of functions, each call the fastest of several: other work on the machine only adds."""
+    """Processor seconds of the calls of functions, each call the fastest of several: other work does not count."""
 
-    REPEATS, ENOUGH = 9, 15.0  # times, seconds
+    REPEATS, ENOUGH = 9, 3.0  # times, seconds
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
@@ -74,9 +74,9 @@ class Clock:
         def timed(*arguments: Any, **options: Any) -> Any:
             times: list[float] = []
             while len(times) < self.REPEATS and sum(times) < self.ENOUGH:
-                start = time.perf_counter()
+                start = time.thread_time()
                 result = function(*arguments, **options)
-                times.append(time.perf_counter() - start)
+                times.append(time.thread_time() - start)
             self.seconds.setdefault(name, []).append(min(times))
             return result
 
@@ -190,7 +190,7 @@ def main() -> None:
             "|---|---|---|---|---|",
             *rows,
             "",
-            f"Medians over the calls that the cells make, each the fastest of up to {Clock.REPEATS}; "
+            f"Processor time: medians over the calls that the cells make, each the fastest of up to {Clock.REPEATS}; "
             f"{machine['cpu']}, one thread, torch {torch.__version__.split('+')[0]}. "
             f"Compared after the runs: {' and '.join(told)}.",
             "<!-- /d2l -->",
