@@ -115,8 +115,8 @@ def main() -> None:
         *lines,
         "",
         "All but the network: anchors, matching, losses with their backward pass; anchors and postprocessing. Medians "
-        "of a call in turns over different batches, each asked for the same answer first (of torchvision with its classes "
-        "kept apart, see below). "
+        "of a call in turns over different batches, each asked for the same answer first (of torchvision with "
+        "its classes kept apart, see below). "
         f"{machine['cpu']}, {machine['cpus']} CPUs, {options.threads} thread{'s' * (options.threads > 1)}; "
         f"torch {torch.__version__}, torchvision {torchvision.__version__}.",
         END,
