@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fastssd.detection import TINYSSD
-from fastssd.detection.anchor_fit import _overlaps, anchor_coverage, fit_anchors
+from fastssd.detection import MODELS, TINYSSD
+from fastssd.detection.anchor_fit import _overlaps, fit_anchors
+from fastssd.detection.coverage import anchor_coverage
 from fastssd.explain.coverage import coverage_figure
 from fastssd.ops import box_iou
 
@@ -37,11 +38,13 @@ def test_coverage_is_the_best_iou_of_all_anchors():
     assert ((coverage.positives > 0) == [len(own) > 0 for own in boxes]).all()
 
 
-def test_the_nearest_cell_overlaps_most():
+@pytest.mark.parametrize("name", MODELS)
+def test_the_nearest_cell_overlaps_most(name):
     """What makes fitting cheap: one cell stands for all."""
+    preset = MODELS[name].preset
     boxes, labels = ground_truth(1, (0.03, 0.2, 1.2), pictures=40)
-    coverage = anchor_coverage(TINYSSD, boxes, labels)
-    np.testing.assert_allclose(_overlaps(TINYSSD, np.concatenate(boxes)).max(0), coverage.best_iou, atol=1e-6)
+    coverage = anchor_coverage(preset, boxes, labels)
+    np.testing.assert_allclose(_overlaps(preset, np.concatenate(boxes)).max(0), coverage.best_iou, atol=1e-5)
 
 
 def test_fitted_anchors_cover_small_objects_and_keep_the_network():

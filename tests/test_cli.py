@@ -59,7 +59,9 @@ def picture(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "eval", "predict", "export", "explain", "info", "benchmark"])
+@pytest.mark.parametrize(
+    "command", ["demo", "train", "eval", "predict", "export", "anchors", "explain", "info", "benchmark"]
+)
 def test_help_teaches(command):
     result = fastssd(command, "--help")
     assert result.exit_code == 0
@@ -276,7 +278,7 @@ class TestErrors:
 
 @needs_training
 def test_defaults_that_the_help_shows_are_those_of_training():
-    from fastssd.cli import train
+    from fastssd.cli.train import train
     from fastssd.training import TrainConfig
 
     config = TrainConfig()
@@ -284,7 +286,32 @@ def test_defaults_that_the_help_shows_are_those_of_training():
     shown = {}
     for name, annotation in train.__wrapped__.__annotations__.items():
         if name in values and "option(" in annotation:
-            shown[name] = eval(annotation, vars(sys.modules["fastssd.cli"])).__metadata__[0].show_default
+            shown[name] = eval(annotation, vars(sys.modules["fastssd.cli.train"])).__metadata__[0].show_default
     assert shown.keys() >= {"epochs", "lr", "neg_pos_ratio", "flip", "precision"}
-    for name in shown.keys() - {"num_workers", "cache"}:  # None there: chosen at run time
+    for name in shown.keys() - {"num_workers", "cache", "weights", "freeze", "preset"}:  # said in words
         assert shown[name] == str(values[name]), name
+
+
+@needs_training
+def test_anchors_are_fitted_and_learnt_with(tmp_path):
+    preset, plot = tmp_path / "fitted.json", tmp_path / "coverage.png"
+    shown = fastssd("anchors", "shapes:12", "--fit", "--out", preset, "--plot", plot, "--json")
+    before, after = (json.loads(shown.stdout)["presets"][name]["coverage"]["all"] for name in ("tinyssd", "fitted"))
+    assert after["mean_best_iou"] > before["mean_best_iou"]
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    folder = tmp_path / "run"
+    result = fastssd("train", "shapes:12", "--preset", preset, "--epochs", 1, "--batch-size", 4, "--out", folder)
+    assert result.exit_code == 0, result.output
+    learnt = json.loads((folder / "config.json").read_text())["preset"]
+    assert learnt["scales"] == json.loads(preset.read_text())["scales"]
+    wrong = fastssd("train", "shapes:12", "--preset", plot)
+    assert wrong.exit_code == 1
+    assert str(plot) in wrong.output
+
+
+@needs_training
+def test_eval_writes_its_report(run, tmp_path):
+    report = tmp_path / "report.html"
+    result = fastssd("eval", run[0], "shapes:16", "--report", report)
+    assert result.exit_code == 0, result.output
+    assert "<svg" in report.read_text()

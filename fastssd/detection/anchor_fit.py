@@ -1,84 +1,27 @@
-"""How well anchors cover a data set, and anchors that cover it better.
+"""Anchors that fit a data set: scales and ratios that cover its ground truth best.
 
-An object that no anchor resembles is learnt badly: the anchor it forces has little of it, and no other anchor reaches
-the threshold. Both questions here are therefore about one number, the best IoU that any anchor has with a ground truth.
-
-Fitting is cheap, because among anchors of one shape the one whose cell is nearest overlaps a box most: intersection
-shrinks with each step away, in x and in y. So a shape costs one IoU a ground truth, not one for each of its cells.
+It is cheap, because among anchors of one shape the one whose cell is nearest overlaps a box most: intersection shrinks
+with each step away, in x and in y. So a shape costs one IoU a ground truth, not one for each of its cells.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastssd.detection.coverage import flat_ground_truth
 from fastssd.detection.models import Preset
-from fastssd.ops import box_iou, match_anchors, paired_box_iou
+from fastssd.ops import box_iou, paired_box_iou
 
 STEPS = (1.6, 1.25, 1.1, 1.04, 1.015)  # factors by which a scale or ratio is tried larger and smaller, coarse to fine
 LARGEST_RATIO = 6.0
 LEAST_CELLS, MOST_CELLS = 1, 8  # of a scale: between smaller anchors there are gaps, and a map hardly sees further
 CLUSTER_ROUNDS = 50
-
-
-@dataclass(frozen=True)
-class AnchorCoverage:
-    """What :func:`anchor_coverage` returns; one entry a ground truth but for `positives`.
-
-    Attributes:
-        best_iou: float [G], the largest IoU of any anchor.
-        labels: int64 [G].
-        sizes: float [G], the square root of the area, in pixels of the network's input.
-        positives: int64 [B], positive anchors of each picture by the SSD paper's matching.
-    """
-
-    best_iou: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    sizes: NDArray[np.float32]
-    positives: NDArray[np.int64]
-
-    def mean(self, chosen: NDArray[np.bool_] | None = None) -> float:
-        """The mean best IoU, of all or of the chosen ground truths; NaN where there is none."""
-        values = self.best_iou if chosen is None else self.best_iou[chosen]
-        return float(values.mean(dtype=np.float64)) if len(values) else math.nan
-
-    def missed(self, chosen: NDArray[np.bool_] | None = None, iou_threshold: float = 0.5) -> float:
-        """The share that no anchor reaches `iou_threshold` with, of all or of the chosen; NaN where there is none."""
-        values = self.best_iou if chosen is None else self.best_iou[chosen]
-        return float((values < iou_threshold).mean()) if len(values) else math.nan
-
-
-def anchor_coverage(
-    preset: Preset,
-    gt_boxes: Sequence[NDArray[np.float32]],
-    gt_labels: Sequence[NDArray[np.int64]],
-    *,
-    iou_threshold: float = 0.5,
-) -> AnchorCoverage:
-    """How well the anchors of `preset` cover the ground truth of a data set.
-
-    Args:
-        preset: whose anchors.
-        gt_boxes: for each picture [G_i, 4] xyxy, fractions of the picture.
-        gt_labels: for each picture [G_i].
-        iou_threshold: from which an anchor is positive.
-
-    Raises:
-        TypeError, ValueError: boxes that are no boxes, or lengths that differ.
-    """
-    anchors = preset.anchors()
-    boxes, labels = _flat(gt_boxes, gt_labels)
-    best = np.zeros(len(boxes), np.float32)
-    for start in range(0, len(boxes), 256):  # some at a time: all against all would be gigabytes
-        best[start : start + 256] = box_iou(boxes[start : start + 256], anchors).max(1)
-    positives = [int((match_anchors(anchors, own, iou_threshold=iou_threshold).gt_idx >= 0).sum()) for own in gt_boxes]
-    sides = boxes[:, 2:] - boxes[:, :2]
-    return AnchorCoverage(best, labels, np.sqrt(sides.prod(1)) * preset.image_size, np.array(positives, np.int64))
 
 
 def fit_anchors(
@@ -101,7 +44,7 @@ def fit_anchors(
     Source:
         Clustering: YOLO9000, arXiv:1612.08242, section 2, "Dimension Clusters".
     """
-    boxes, labels = _flat(gt_boxes, gt_labels)
+    boxes, labels = flat_ground_truth(gt_boxes, gt_labels)
     if not len(boxes):
         raise ValueError("gt_boxes: expected at least one ground truth to fit anchors to")
     weights = 1 / np.bincount(labels)[labels]
@@ -113,28 +56,21 @@ def fit_anchors(
     return best if quality > _quality(_overlaps(preset, boxes), weights) else preset
 
 
-def _flat(
-    gt_boxes: Sequence[NDArray[np.float32]], gt_labels: Sequence[NDArray[np.int64]]
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    if [len(boxes) for boxes in gt_boxes] != [len(labels) for labels in gt_labels]:
-        raise ValueError("gt_labels: expected a label for each of gt_boxes")
-    boxes = np.concatenate(
-        [np.asarray(own, np.float32).reshape(-1, 4) for own in gt_boxes] or [np.empty((0, 4), np.float32)]
-    )
-    labels = np.concatenate([np.asarray(own, np.int64) for own in gt_labels] or [np.empty(0, np.int64)])
-    return boxes, labels
-
-
 def _level_overlap(preset: Preset, level: int, boxes: NDArray[np.float32]) -> NDArray[np.float64]:
     """[G], the best IoU of each box with any anchor of the level."""
     rows, columns = preset.grid_sizes[level]
     cells = np.array([columns, rows])
+    step = 1 / cells if preset.steps is None else np.full(2, preset.steps[level] / preset.image_size)
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    nearest = (np.clip(np.floor(centers * cells), 0, cells - 1) + 0.5) / cells  # [G, 2]
+    nearest = (np.clip(np.floor(centers / step), 0, cells - 1) + 0.5) * step  # [G, 2]
+    if preset.clip == "all":
+        nearest = nearest.clip(0, 1)
     scales, ratios = preset.scales[level], preset.aspect_ratios[level]
     best = np.zeros(len(boxes))
     for scale, ratio in [(s, ratios[0]) for s in scales] + [(scales[0], r) for r in ratios[1:]]:
         half = np.array([scale * math.sqrt(ratio), scale / math.sqrt(ratio)]) / 2
+        if preset.clip != "none":
+            half = half.clip(max=0.5)
         best = np.maximum(best, paired_box_iou(np.concatenate([nearest - half, nearest + half], 1), boxes))
     return best
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssd.detection.anchor_fit import anchor_coverage
+from fastssd.detection.coverage import anchor_coverage
 from fastssd.detection.models import Preset
 from fastssd.explain import style
 

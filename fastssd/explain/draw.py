@@ -128,7 +128,7 @@ def draw_boxes(
         size = (max(1, round(picture.width * zoom)), max(1, round(picture.height * zoom)))
         picture = picture.resize(size, Image.Resampling.BICUBIC)
 
-    places = np.arange(len(box_array)) if order is None else np.asarray(order)
+    places = range(len(box_array)) if order is None else np.asarray(order).tolist()
     drawn = [(i, rect) for i in places if (rect := _to_pixels(box_array[i], picture.size)) is not None]
     for i, rect in reversed(drawn):
         _draw_box(picture, rect, colors[i])

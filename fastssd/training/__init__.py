@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from fastssd.training.augment import Augment
     from fastssd.training.checkpoint import CheckpointError, CheckpointInfo, load_checkpoint
     from fastssd.training.config import TrainConfig
+    from fastssd.training.evaluate import Evaluated, detect_all, evaluate
     from fastssd.training.module import NonFiniteLossError
-    from fastssd.training.run import RunResult, evaluate, new_run_dir, train
+    from fastssd.training.run import RunResult, new_run_dir, train
 
 _LAZY = {
     "Augment": "augment",
@@ -23,7 +24,9 @@ _LAZY = {
     "NonFiniteLossError": "module",
     "RunResult": "run",
     "TrainConfig": "config",
-    "evaluate": "run",
+    "Evaluated": "evaluate",
+    "detect_all": "evaluate",
+    "evaluate": "evaluate",
     "new_run_dir": "run",
     "train": "run",
 }
@@ -32,9 +35,11 @@ __all__ = [
     "Augment",
     "CheckpointError",
     "CheckpointInfo",
+    "Evaluated",
     "NonFiniteLossError",
     "RunResult",
     "TrainConfig",
+    "detect_all",
     "evaluate",
     "load_checkpoint",
     "new_run_dir",

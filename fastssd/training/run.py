@@ -16,14 +16,12 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from fastssd._config import version
 from fastssd.data import DetectionDataset
 from fastssd.detection.models import MODELS, Preset, build_model
-from fastssd.detection.postprocess import ImageDetections
 from fastssd.detection.weights import Pretrained, load_weights, read_weights
-from fastssd.evaluation import GroundTruth
 from fastssd.training import report
 from fastssd.training.checkpoint import CheckpointInfo, load_checkpoint, read_checkpoint, read_info
-from fastssd.training.config import AUTOCAST, TrainConfig
-from fastssd.training.datasets import Cached, Resized, eval_loader
-from fastssd.training.module import DetectorData, DetectorModule, detect_eval_batch, metrics_of
+from fastssd.training.config import TrainConfig
+from fastssd.training.datasets import Cached, Resized
+from fastssd.training.module import DetectorData, DetectorModule
 from fastssd.training.stopping import StopAfterStep, Stopped, stop_signals
 from fastssd.training.trainer import CheckpointKeeper, keep_freed_memory, make_trainer, quiet_lightning
 
@@ -165,49 +163,6 @@ def train(
         timing=module.clock.report(),
         interrupted=interrupted,
     )
-
-
-@torch.no_grad()
-def evaluate(
-    checkpoint: str | os.PathLike[str],
-    data: DetectionDataset,
-    *,
-    accelerator: str = "auto",
-    num_workers: int | None = None,
-) -> dict[str, Any]:
-    """The COCO metrics of a checkpoint on a data set; on the run's own evaluation set, the numbers that it reported.
-
-    Args:
-        checkpoint: a checkpoint, or a run folder, whose best one is taken.
-        data: with the checkpoint's class names.
-        accelerator: ``"cpu"``, ``"gpu"`` or ``"auto"``.
-        num_workers: processes that read pictures; None chooses.
-
-    Returns:
-        As :func:`~fastssd.evaluation.coco_metrics`.
-
-    Raises:
-        ValueError: other class names, or no pictures.
-        CheckpointError: the checkpoint is damaged or foreign.
-    """
-    path = Path(checkpoint)
-    path = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
-    use_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
-    model, info = load_checkpoint(path, "cuda" if use_gpu else "cpu")
-    if tuple(data.class_names) != info.class_names:
-        raise ValueError(f"data has classes {tuple(data.class_names)}, {path} has {info.class_names}")
-    if not len(data):
-        raise ValueError("data: no pictures to evaluate on")
-    config = TrainConfig.from_dict(info.config)
-    loader = eval_loader(
-        Resized(data, model.preset.image_size, cache=False), batch_size=config.batch_size, num_workers=num_workers
-    )
-    device, low = model.anchors.device, AUTOCAST[config.precision]
-    found: dict[int, tuple[ImageDetections, GroundTruth]] = {}
-    with torch.autocast(device.type, low, enabled=low is not None):
-        for batch in loader:
-            found |= detect_eval_batch(model, batch._replace(images=batch.images.to(device)), config)
-    return metrics_of(found, info.class_names)
 
 
 def _say_nothing(line: str) -> None:

@@ -1,0 +1,211 @@
+"""What the commands share: the application, options, data sets, and how results and errors are said."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+try:
+    import typer
+except ImportError:
+    sys.exit("the command fastssd needs typer and rich; install them with: pip install 'fastssd[cli]'")
+
+if TYPE_CHECKING:
+    from fastssd.data import DetectionDataset
+    from fastssd.detection import Preset
+
+P = ParamSpec("P")
+INTERRUPTED = 130
+LISTED = 20  # problems of a data set that are shown
+
+
+class OnError(StrEnum):
+    RAISE = "raise"
+    SKIP = "skip"
+
+
+class Accelerator(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+app = typer.Typer(
+    name="fastssd",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="SSD object detection: train on your own pictures, detect, and see how it works.\n\n"
+    "Start with [bold]fastssd demo[/bold]: it needs no data and takes about five minutes.",
+    epilog="Every command has its own --help with examples. FASTSSD_DEBUG=1 shows the traceback of an error.",
+)
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        import fastssd
+
+        print(fastssd.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["FASTSSD_DEBUG"] = "1"
+
+
+def command(name: str | None = None) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Make a function a command whose errors are one line on stderr and an exit status."""
+
+    def decorate(function: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                function(*args, **kwargs)
+            except (typer.Exit, typer.Abort, typer.BadParameter):
+                raise
+            except KeyboardInterrupt:
+                say("interrupted")
+                raise typer.Exit(INTERRUPTED) from None
+            except BrokenPipeError:  # whoever read our output has enough of it
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(1) from None
+            except Exception as error:
+                if os.environ.get("FASTSSD_DEBUG", "0") not in ("", "0"):
+                    raise
+                say(f"error: {describe(error)}")
+                raise typer.Exit(1) from None
+
+        return app.command(name)(guarded)
+
+    return decorate
+
+
+def describe(error: Exception) -> str:
+    """What was wrong, for people. Errors that a user can cause speak for themselves; others say what they are."""
+    text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"out of memory{': ' + text if text else ''}"
+    if isinstance(error, (ValueError, OSError, ImportError, RuntimeError)) and text:
+        return text
+    return f"{type(error).__name__}: {text} (unexpected; FASTSSD_DEBUG=1 shows where)"
+
+
+def say(text: str) -> None:
+    """A line for the person at the screen, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def only_json(wanted: bool) -> Iterator[None]:
+    """Let what the libraries print (progress bars) go to stderr, so that stdout holds the result alone."""
+    with contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext():
+        yield
+
+
+def print_json(result: dict[str, Any]) -> None:
+    print(json.dumps(result, indent=2, allow_nan=False))
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="A VOC, COCO or YOLO folder; [bold]shapes[/bold] or [bold]shapes:COUNT[/bold] for generated pictures.",
+    ),
+]
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run folder, whose best checkpoint is taken.")
+]
+Skip = Annotated[
+    OnError, typer.Option(help="What to do with wrong annotations and pictures: stop, or leave them out and list them.")
+]
+On = Annotated[Accelerator, typer.Option("--accelerator", help="Where to compute; auto: on a GPU if there is one.")]
+
+
+def checkpoint_in(path: Path, which: str) -> Path:
+    """The file that a checkpoint argument means."""
+    file = path / "checkpoints" / f"{which}.ckpt" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(file))
+    return file
+
+
+def read_preset(path: Path) -> Preset:
+    """The preset that a JSON file of ``fastssd anchors --fit`` holds."""
+    from fastssd.detection import Preset
+
+    try:
+        return Preset.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError) as error:  # no JSON, no preset, or JSON that is no object
+        raise ValueError(f"{path}: not a preset ({error})") from None
+
+
+def splits_of(data: str, train_split: str | None, eval_split: str | None) -> tuple[str, str]:
+    """The splits to use: those given, else those that the data set suggests."""
+    if train_split and eval_split:
+        return train_split, eval_split
+    from fastssd.data import default_splits
+
+    train_name, eval_name = default_splits(data)
+    return train_split or train_name, eval_split or eval_name
+
+
+def load(data: str, split: str, on_error: OnError, class_names: Sequence[str] | None = None) -> DetectionDataset:
+    """A data set; what was left out of it is said."""
+    from fastssd.data import DataError, load_dataset
+
+    try:
+        dataset = load_dataset(data, split, on_error=on_error.value, class_names=class_names)
+    except DataError as error:
+        say(f"error: {error}")
+        if on_error is OnError.RAISE and error.problem.file != data:  # single files are wrong, not the whole
+            say(f"{len(error.problems)} problem(s) in {data}; --on-error skip leaves them out and goes on")
+        raise typer.Exit(1) from None
+    if dataset.problems:
+        say(f"left out of {data}, split {split}: {len(dataset.problems)}")
+        for problem in dataset.problems[:LISTED]:
+            say(f"  {problem}")
+        if len(dataset.problems) > LISTED:
+            say(f"  ... and {len(dataset.problems) - LISTED} more")
+    return dataset
+
+
+def print_metrics(metrics: Mapping[str, Any] | None) -> None:
+    if not metrics:
+        return
+    measures = ("AP50", "AP75", "AP")
+    rows = {"all classes": metrics} if len(metrics["per_class"]) > 1 else {}
+    rows |= metrics["per_class"]
+    print_table(
+        [[name, *("-" if found[m] is None else f"{found[m]:.3f}" for m in measures)] for name, found in rows.items()],
+        header=("", *measures),
+    )
+
+
+def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
+    """Aligned columns on stdout; under a header the columns after the first are numbers and stand to the right."""
+    lines = [header, *rows] if header else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for number, line in enumerate(lines):
+        cells = [cell.rjust(width) if header else cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        cells[0] = line[0].ljust(widths[0])
+        typer.secho("  ".join(cells).rstrip(), bold=bool(header) and number == 0)

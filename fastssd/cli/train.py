@@ -1,0 +1,268 @@
+"""``fastssd demo`` and ``fastssd train``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastssd.cli.common import (
+    Data,
+    Json,
+    OnError,
+    Skip,
+    checkpoint_in,
+    command,
+    load,
+    only_json,
+    print_json,
+    print_metrics,
+    print_table,
+    read_preset,
+    say,
+    splits_of,
+)
+
+if TYPE_CHECKING:
+    from fastssd.data import DetectionDataset, Problem
+    from fastssd.training import RunResult, TrainConfig
+
+DEMO_PICTURES, DEMO_QUICK = 600, 10
+DEMO_EPOCHS, DEMO_BATCH = 7, 8  # small batches: many steps in little time
+TRAINING, LOSS, AUGMENTATION, HARDWARE = "Training", "Matching and losses", "Augmentation", "Hardware"
+
+
+def option(help: str, default: str, panel: str, *names: str) -> Any:
+    """An option of `train` that stays None unless it is given, so that a resumed run keeps what it had."""
+    return typer.Option(*names, help=help, show_default=default, rich_help_panel=panel)
+
+
+@command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="The run folder to make.", show_default="runs/demo-NNN")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the training pictures.", show_default=str(DEMO_EPOCHS))
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Choose the epochs so that it takes about so long.", show_default=False),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few pictures and one epoch, to see that it runs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train on generated pictures and draw what was found: all of SSD in about five minutes, without data.
+
+    \b
+    [bold]Examples[/bold]
+      fastssd demo
+      fastssd demo --minutes 2
+    """
+    if epochs is not None and minutes is not None:
+        raise typer.BadParameter("--epochs and --minutes exclude each other")
+    import fastssd.training as training
+
+    data = f"shapes:{DEMO_QUICK if quick else DEMO_PICTURES}"
+    train_data, eval_data = load(data, "train", OnError.RAISE), load(data, "test", OnError.RAISE)
+    config = training.TrainConfig(epochs=epochs or (1 if quick else DEMO_EPOCHS), batch_size=DEMO_BATCH)
+    if minutes is not None:
+        config = replace(config, epochs=epochs_in(minutes * 60, config, train_data))
+    say(
+        f"learning to detect {', '.join(train_data.class_names)}: {len(train_data)} generated pictures, "
+        f"{config.epochs} epochs, then {len(eval_data)} pictures that it has not seen"
+    )
+    run_dir = out or training.new_run_dir("demo")
+    with only_json(as_json):
+        result = training.train(config, train_data, eval_data, run_dir, progress=sys.stderr.isatty(), report_line=say)
+    report(result, as_json, ["fastssd", "train", data, "--resume", str(run_dir)])
+    if not as_json:
+        print(
+            f"\nNext:\n"
+            f"  fastssd predict {run_dir} PICTURE... --out found   detect in pictures of your own\n"
+            f"  fastssd explain shapes --checkpoint {run_dir}      see matching and NMS at work\n"
+            f"  fastssd train DATA                                 learn from a folder of your own\n"
+        )
+
+
+@command()
+def train(
+    data: Data,
+    out: Annotated[Path | None, typer.Option(help="The run folder to make.", show_default="runs/MODEL-NNN")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="A run folder to go on with; it keeps its settings unless new ones are given.")
+    ] = None,
+    train_split: Annotated[str | None, typer.Option(help="Split to learn from.", show_default="found in DATA")] = None,
+    eval_split: Annotated[str | None, typer.Option(help="Split to evaluate on.", show_default="found in DATA")] = None,
+    on_error: Skip = OnError.RAISE,
+    as_json: Json = False,
+    progress: Annotated[bool | None, typer.Option(help="Show a progress bar.", show_default="on a terminal")] = None,
+    model: Annotated[
+        str | None,
+        option("tinyssd, ssd300_vgg16, ssd512_vgg16 or ssdlite320_mobilenet_v3_large.", "tinyssd", TRAINING),
+    ] = None,
+    weights: Annotated[
+        str | None, option("What to start from: a published name such as COCO_V1, or a file.", "nothing", TRAINING)
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        option("Modules to keep as they are, such as backbone; may be repeated.", "none", TRAINING),
+    ] = None,
+    preset: Annotated[
+        Path | None, option("Anchors for the model: a file of fastssd anchors --fit.", "the model's own", TRAINING)
+    ] = None,
+    epochs: Annotated[int | None, option("Passes over the training pictures.", "60", TRAINING)] = None,
+    batch_size: Annotated[int | None, option("Pictures a step.", "16", TRAINING)] = None,
+    optimizer: Annotated[str | None, option("adamw or sgd.", "adamw", TRAINING)] = None,
+    lr: Annotated[float | None, option("The highest learning rate.", "0.002", TRAINING)] = None,
+    momentum: Annotated[float | None, option("Of sgd.", "0.9", TRAINING)] = None,
+    weight_decay: Annotated[float | None, option("On weights, not on biases.", "0.01", TRAINING)] = None,
+    schedule: Annotated[str | None, option("cosine or constant.", "cosine", TRAINING)] = None,
+    warmup: Annotated[float | None, option("Part of all steps in which lr rises.", "0.1", TRAINING)] = None,
+    gradient_clip: Annotated[float | None, option("Largest gradient norm; 0: any.", "10.0", TRAINING)] = None,
+    seed: Annotated[int | None, option("Weights, order and augmentation.", "0", TRAINING)] = None,
+    eval_every: Annotated[int | None, option("Epochs between evaluations.", "1", TRAINING)] = None,
+    early_stop: Annotated[
+        int | None, option("Stop after so many evaluations without a better AP50; 0: never.", "0", TRAINING)
+    ] = None,
+    class_loss: Annotated[str | None, option("cross_entropy (with mining) or focal.", "cross_entropy", LOSS)] = None,
+    box_loss: Annotated[str | None, option("smooth_l1 or l1.", "smooth_l1", LOSS)] = None,
+    box_weight: Annotated[float | None, option("Weight of the box loss.", "1.0", LOSS)] = None,
+    neg_pos_ratio: Annotated[float | None, option("Mined negatives a positive.", "3.0", LOSS)] = None,
+    iou_threshold: Annotated[float | None, option("IoU that makes an anchor positive.", "0.5", LOSS)] = None,
+    force_match: Annotated[
+        str | None,
+        option(
+            "How a ground truth claims anchors under it: bipartite (one), low_quality (all of its best: for objects "
+            "much smaller than the anchors), best or none.",
+            "bipartite",
+            LOSS,
+        ),
+    ] = None,
+    flip: Annotated[float | None, option("Probability of mirroring left to right.", "0.5", AUGMENTATION)] = None,
+    vertical_flip: Annotated[
+        float | None, option("And top to bottom, for pictures without an up.", "0.0", AUGMENTATION)
+    ] = None,
+    photometric: Annotated[float | None, option("Strength of colour changes.", "0.5", AUGMENTATION)] = None,
+    zoom: Annotated[float | None, option("Largest change of size.", "0.2", AUGMENTATION)] = None,
+    shift: Annotated[float | None, option("Largest move, part of the picture.", "0.1", AUGMENTATION)] = None,
+    crop: Annotated[
+        float | None, option("Probability of a part that a box overlaps by a drawn IoU.", "0.0", AUGMENTATION)
+    ] = None,
+    zoom_out: Annotated[
+        float | None, option("Probability of room around the picture, up to four times.", "0.0", AUGMENTATION)
+    ] = None,
+    mosaic: Annotated[float | None, option("Probability of four pictures in one.", "0.0", AUGMENTATION)] = None,
+    accelerator: Annotated[str | None, option("auto, cpu or gpu.", "auto", HARDWARE)] = None,
+    devices: Annotated[str | None, option("How many, or auto.", "1", HARDWARE)] = None,
+    num_nodes: Annotated[int | None, option("Machines.", "1", HARDWARE)] = None,
+    strategy: Annotated[str | None, option("As Lightning takes it: auto, ddp, ...", "auto", HARDWARE)] = None,
+    precision: Annotated[str | None, option("32-true, bf16-mixed or 16-mixed.", "32-true", HARDWARE)] = None,
+    num_workers: Annotated[int | None, option("Processes that read pictures.", "chosen", HARDWARE, "--workers")] = None,
+    cache: Annotated[bool | None, option("Keep pictures in memory.", "if they fit", HARDWARE)] = None,
+) -> None:
+    """Train a detector on your own pictures.
+
+    Leaves a run folder: checkpoints, config, metrics, curves, pictures with boxes.
+
+    Ctrl-C stops after the step at hand; the last line then says how to go on.
+
+    \b
+    [bold]Examples[/bold]
+      fastssd train shapes:500 --epochs 10
+      fastssd train VOC2007 --out runs/voc --epochs 120
+      fastssd train cells --vertical-flip 0.5 --on-error skip
+      fastssd train cells --model ssdlite320_mobilenet_v3_large --weights COCO_V1 --freeze "backbone.0"
+      fastssd train cells --resume runs/tinyssd-001
+    """
+    freeze = freeze or None  # an option that was not given is an empty list in some versions of typer
+    given = {name: value for name, value in locals().items() if value is not None}
+    if preset is not None:
+        given["preset"] = read_preset(preset)
+    import fastssd.training as training
+
+    before = training.TrainConfig()
+    if resume is not None:
+        before = training.TrainConfig.from_dict(training.load_checkpoint(checkpoint_in(resume, "last"))[1].config)
+    config = changed(before, given)
+    train_name, eval_name = splits_of(data, train_split, eval_split)
+    train_data, eval_data = load(data, train_name, on_error), load(data, eval_name, on_error)
+    say(
+        f"{data}: {len(train_data)} pictures to learn from ({train_name}), {len(eval_data)} to evaluate on "
+        f"({eval_name}), classes {', '.join(train_data.class_names)}"
+    )
+    with only_json(as_json):
+        result = training.train(
+            config,
+            train_data,
+            eval_data,
+            out,
+            resume=resume,
+            progress=sys.stderr.isatty() if progress is None else progress,
+            report_line=say,
+        )
+    if int(os.environ.get("LOCAL_RANK", "0")):  # one process of several tells
+        return
+    again = ["fastssd", "train", data, "--resume", str(result.run_dir)]
+    again += [f"--train-split={train_split}"] * bool(train_split) + [f"--eval-split={eval_split}"] * bool(eval_split)
+    again += ["--on-error=skip"] * (on_error is OnError.SKIP)
+    report(result, as_json, again, left_out=[*train_data.problems, *eval_data.problems])
+
+
+def changed(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+    """`config` with the options that were given; those of the criterion and the augmentation go where they belong."""
+
+    def own(part: Any) -> dict[str, Any]:
+        return {field.name: given[field.name] for field in fields(part) if field.name in given}
+
+    if "freeze" in given:
+        given = given | {"freeze": tuple(given["freeze"])}
+    devices = given.get("devices")
+    if isinstance(devices, str) and devices.isdecimal():
+        given = given | {"devices": int(devices)}
+    try:
+        criterion = replace(config.criterion, **own(config.criterion))
+        augment = replace(config.augment, **own(config.augment))
+        return replace(config, **own(config), criterion=criterion, augment=augment)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def epochs_in(seconds: float, config: TrainConfig, data: DetectionDataset) -> int:
+    """How many epochs fit, judged by a few steps on random pictures."""
+    import torch
+
+    from fastssd.detection import build_model
+
+    model = build_model(config.model, len(data.class_names))
+    images = torch.rand(config.batch_size, 3, model.preset.image_size, model.preset.image_size)
+    started = 0.0
+    for step in range(4):
+        if step == 1:  # the first one warms up
+            started = time.perf_counter()
+        logits, deltas = model(images.contiguous(memory_format=torch.channels_last))
+        (logits.mean() + deltas.mean()).backward()
+    step_seconds = (time.perf_counter() - started) / 3
+    overhead = 1.3  # data, targets, loss, optimiser and the evaluation of each epoch
+    return max(1, round(seconds / (overhead * step_seconds * len(data) / config.batch_size)))
+
+
+def report(result: RunResult, as_json: bool, again: Sequence[str], left_out: Sequence[Problem] = ()) -> None:
+    """Say what came out of a run. One that was stopped ends here, with the command `again` that goes on with it."""
+    if as_json:
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(result).items()}
+        print_json(values | {"left_out": list(map(str, left_out))})
+    if result.interrupted:
+        resumable = result.last_checkpoint is not None
+        say(f"go on with: {shlex.join(again)}" if resumable else "stopped before the first step; nothing to resume")
+        raise typer.Exit(128 + signal.Signals[result.interrupted].value)
+    if not as_json:
+        print_metrics(result.best)
+        places = {"boxes drawn": result.predictions, "checkpoint": result.best_checkpoint, "run folder": result.run_dir}
+        print_table([(name, str(path)) for name, path in places.items() if path is not None])
