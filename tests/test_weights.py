@@ -305,6 +305,7 @@ def test_class_heads_are_new_where_the_classes_are(lite):
     assert report.new_classes == ("unicorn",)
     assert "unicorn" in str(report)
     assert "head.classes.0" in str(report)
+    assert f"{len(report.loaded) - 12} of {len(report.loaded)}" in str(report)  # 6 maps, weight and bias
 
     nameless = build_model(name, 90)
     assert load_weights(nameless, weights).new_classes == ()

@@ -44,7 +44,7 @@ class LoadReport:
 
     source: str
     loaded: tuple[str, ...]
-    """Tensors that were taken over."""
+    """Tensors that were taken over, wholly or for some classes."""
     initialised: tuple[str, ...]
     """Tensors that stay as they were initialised, wholly or for some classes."""
     new_classes: tuple[str, ...]
@@ -52,7 +52,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         whole = len({*self.loaded, *self.initialised})
-        text = f"weights of {self.source}: {len(self.loaded)} of {whole} tensors taken over"
+        kept = len({*self.loaded} - {*self.initialised})
+        text = f"weights of {self.source}: {kept} of {whole} tensors taken over whole"
         if self.new_classes:
             heads = sorted({".".join(name.split(".")[:3]) for name in self.initialised if "head.classes." in name})
             text += f"; re-initialised for the new classes {', '.join(self.new_classes)}: {', '.join(heads)}"
