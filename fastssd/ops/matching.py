@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssd.backends import FORCE_MATCH, Int, active_backend
+from fastssd.backends import FORCE_MATCH, Int, active_backend, shortcuts
 from fastssd.ops import _face as face
 from fastssd.ops._face import Array
 from fastssd.ops.coding import check_codable
@@ -67,6 +67,10 @@ def match_anchors(
     Source:
         SSD, arXiv:1512.02325, section 2.2, "Matching strategy".
     """
+    if gt_counts is None:
+        found = shortcuts.match_anchors(anchors, gt_boxes, iou_threshold, background_threshold, force_match)
+        if found is not None:
+            return Matches(*found)
     thresholds = _thresholds(iou_threshold, background_threshold)
     force = face.choice("force_match", force_match, FORCE_MATCH)
     truth = _GroundTruth(anchors, gt_boxes, gt_counts)
@@ -104,6 +108,11 @@ def assign_targets(
     Source:
         SSD, arXiv:1512.02325, section 2.2.
     """
+    if gt_counts is None:
+        rest = iou_threshold, background_threshold, force_match, variances
+        found = shortcuts.assign_targets(anchors, gt_boxes, gt_labels, *rest)
+        if found is not None:
+            return Targets(*found)
     thresholds = _thresholds(iou_threshold, background_threshold)
     force = face.choice("force_match", force_match, FORCE_MATCH)
     center, size = face.check_variances(variances)
