@@ -76,6 +76,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("direct_paired_box_iou", direct_paired_box_iou);
     m.def("direct_match_anchors", direct_match_anchors);
     m.def("direct_assign_targets", direct_assign_targets);
+    m.def("direct_encode_boxes", direct_encode_boxes);
+    m.def("direct_decode_boxes", direct_decode_boxes);
     m.def("direct_nms", direct_nms);
     m.def("direct_batched_nms", direct_batched_nms);
 }

@@ -29,6 +29,8 @@ CALLS = {
     "assign_targets": lambda boxes, scores, groups: ops.assign_targets(
         boxes[0], (boxes[0][3:9], boxes[1][7:9]), (abs(groups[:6]) + 1, abs(groups[:2]) + 1)
     ),
+    "encode_boxes": lambda boxes, scores, groups: ops.encode_boxes(boxes[:1], boxes[0]),
+    "decode_boxes": lambda boxes, scores, groups: ops.decode_boxes(boxes, boxes[0], variances=(0.2, 0.3)),
     "nms": lambda boxes, scores, groups: ops.nms(boxes[0], scores, 0.3),
     "batched_nms": lambda boxes, scores, groups: ops.batched_nms(boxes[0], scores, groups, 0.3),
 }
@@ -108,6 +110,8 @@ def test_steps_aside_for_what_is_unusual(name, unusual):
         "nms": (scores, 0.3),
         "batched_nms": (scores, groups, 0.3),
         "paired_box_iou": (boxes,),
+        "encode_boxes": (boxes, (0.1, 0.2)),
+        "decode_boxes": (boxes, (0.1, 0.2)),
         "match_anchors": ([boxes], *match),
         "assign_targets": ([boxes], [abs(groups) + 1], *match, (0.1, 0.2)),
     }
@@ -160,6 +164,11 @@ def test_steps_aside_for_unusual_ground_truth(kind):
         assert assign(anchors, gt_boxes, gt_labels, *options, variances) is None
     for bad in ((0.1,), [0.1, 0.2], (0.1, 0.0), (0.1, float("nan")), (1, 2), None):
         assert assign(boxes, [boxes], [labels], *options, bad) is None
+        assert shortcuts.decode_boxes(boxes, boxes, bad) is None
+    for bad in (nan, point, boxes[:-1]):
+        assert shortcuts.encode_boxes(bad, boxes, variances) is None
+        assert shortcuts.encode_boxes(boxes, bad, variances) is None
+    assert shortcuts.decode_boxes(nan, boxes, variances) is not None
 
 
 def test_ground_truth_in_every_form():
