@@ -12,6 +12,20 @@
 
 namespace fastssd {
 
+// How far boxes [N, 4] are in order, each including the one before.
+enum class Boxes { odd, finite, solid };  // anything; all finite; all of positive width and height too
+
+template <typename T>
+Boxes look_at(const T* boxes, int64_t n) {
+    bool finite = true, solid = true;
+    for (int64_t i = 0; i < n; ++i) {
+        const T* const box = boxes + 4 * i;
+        finite &= ((box[0] - box[0]) + (box[1] - box[1])) + ((box[2] - box[2]) + (box[3] - box[3])) == T(0);
+        solid &= (box[2] > box[0]) & (box[3] > box[1]);
+    }
+    return !finite ? Boxes::odd : solid ? Boxes::solid : Boxes::finite;
+}
+
 // A plan and a copy of the anchors [A, 4] that it was made of. Nobody changes it once it is made.
 template <typename T>
 class AnchorPlan {
@@ -19,12 +33,14 @@ class AnchorPlan {
     AnchorPlan(const T* anchors, int64_t num_anchors, int64_t plan_bytes)
         : num_anchors_(num_anchors),
           anchors_(new T[static_cast<std::size_t>(4 * num_anchors)]),
+          looks_(look_at(anchors, num_anchors)),
           plan_(allocate(plan_bytes)) {
         if (num_anchors > 0) std::memcpy(anchors_.get(), anchors, anchor_bytes());
     }
 
     void* data() const { return plan_.get(); }
     int64_t num_anchors() const { return num_anchors_; }
+    Boxes anchors() const { return looks_; }
 
     bool is_of(const T* anchors, int64_t num_anchors) const {
         return num_anchors == num_anchors_ &&
@@ -42,6 +58,7 @@ class AnchorPlan {
 
     int64_t num_anchors_;
     std::unique_ptr<T[]> anchors_;
+    Boxes looks_;
     std::unique_ptr<void, Free> plan_;
 };
 

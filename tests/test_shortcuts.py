@@ -25,6 +25,12 @@ CALLS = {
     "distance_box_iou": lambda boxes, scores, groups: ops.distance_box_iou(boxes[0], boxes[1]),
     "complete_box_iou": lambda boxes, scores, groups: ops.complete_box_iou(boxes[0], boxes[1]),
     "paired_box_iou": lambda boxes, scores, groups: ops.paired_box_iou(boxes[0], boxes[1]),
+    "match_anchors": lambda boxes, scores, groups: ops.match_anchors(boxes[0], [boxes[0][3:9], boxes[1][7:9]]),
+    "assign_targets": lambda boxes, scores, groups: ops.assign_targets(
+        boxes[0], (boxes[0][3:9], boxes[1][7:9]), (abs(groups[:6]) + 1, abs(groups[:2]) + 1)
+    ),
+    "encode_boxes": lambda boxes, scores, groups: ops.encode_boxes(boxes[:1], boxes[0]),
+    "decode_boxes": lambda boxes, scores, groups: ops.decode_boxes(boxes, boxes[0], variances=(0.2, 0.3)),
     "nms": lambda boxes, scores, groups: ops.nms(boxes[0], scores, 0.3),
     "batched_nms": lambda boxes, scores, groups: ops.batched_nms(boxes[0], scores, groups, 0.3),
 }
@@ -55,12 +61,14 @@ def test_same_result_as_the_long_way(name, kind, dtype, monkeypatch):
 
     monkeypatch.setitem(vars(shortcuts), name, watched)
     comp = CALLS[name](*arrays)
-    assert comp is answers[0]
     monkeypatch.delitem(vars(shortcuts), name)
     ref = CALLS[name](*arrays)
     assert type(comp) is type(ref)
-    assert comp.dtype == ref.dtype
-    np.testing.assert_array_equal(np.asarray(comp), np.asarray(ref), strict=True)
+    for answer, c, r in zip(*(x if isinstance(x, tuple) else (x,) for x in (answers[0], comp, ref)), strict=True):
+        assert c is answer
+        assert type(c) is type(r)
+        assert c.dtype == r.dtype
+        np.testing.assert_array_equal(np.asarray(c), np.asarray(r), strict=True)
 
 
 def unusual_arrays():
@@ -97,7 +105,16 @@ def test_steps_aside_for_what_is_unusual(name, unusual):
     if unusual is unusual_tensors:
         plain = [pytest.importorskip("torch").from_numpy(array) for array in plain]
     boxes, scores, groups = plain
-    rest = {"nms": (scores, 0.3), "batched_nms": (scores, groups, 0.3), "paired_box_iou": (boxes,)}
+    match = (0.5, None, "bipartite")
+    rest = {
+        "nms": (scores, 0.3),
+        "batched_nms": (scores, groups, 0.3),
+        "paired_box_iou": (boxes,),
+        "encode_boxes": (boxes, (0.1, 0.2)),
+        "decode_boxes": (boxes, (0.1, 0.2)),
+        "match_anchors": ([boxes], *match),
+        "assign_targets": ([boxes], [abs(groups) + 1], *match, (0.1, 0.2)),
+    }
     arguments = rest.get(name, (boxes, None))
     assert shortcut(boxes, *arguments) is not None
     for what, odd in unusual():
@@ -116,6 +133,54 @@ def test_steps_aside_for_unusual_arguments():
     assert direct["box_iou"](boxes, np.float64(boxes), None) is None
     assert direct["box_iou"](BOXES, BOXES[:1], None) is None
     assert direct["paired_box_iou"](boxes, boxes[:-1]) is None
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_steps_aside_for_unusual_ground_truth(kind):
+    boxes, labels = np.float32(BOXES[0]), abs(GROUPS) + 1
+    nan, point, zero = boxes.copy(), boxes.copy(), labels.copy()
+    nan[3, 1], point[3, 2:], zero[5] = np.nan, point[3, :2], 0
+    if kind == "torch":
+        torch = pytest.importorskip("torch")
+        boxes, labels, nan, point, zero = map(torch.from_numpy, (boxes, labels, nan, point, zero))
+    match, assign, options = shortcuts.match_anchors, shortcuts.assign_targets, (0.5, 0.4, "best")
+    variances = (0.1, 0.2)
+    assert match(boxes, [boxes, point, boxes[:0]], *options) is not None
+    assert assign(boxes, boxes, labels, *options, variances) is not None
+    for bad in ([nan], [boxes, nan], nan, [], [boxes.tolist()], [boxes[:, :3]], boxes[0], [boxes, None], iter([boxes])):
+        assert match(boxes, bad, *options) is None
+    assert match(nan, [boxes], *options) is None
+    assert match(boxes, [np.float64(boxes)], *options) is None
+    for bad in ((1.1, None, "best"), (0.5, 0.6, "best"), (1, None, "best"), (0.5, None, "Best"), (0.5, None, None)):
+        assert match(boxes, [boxes], *bad) is None
+    for anchors, gt_boxes, gt_labels in (
+        (point, [boxes], [labels]),
+        (boxes, [point], [labels]),
+        (boxes, [boxes], [zero]),
+        (boxes, [boxes], [labels[:-1]]),
+        (boxes, [boxes], labels),
+        (boxes, [boxes[:9], boxes[:1]], [labels[:1], labels[:9]]),
+    ):
+        assert assign(anchors, gt_boxes, gt_labels, *options, variances) is None
+    for bad in ((0.1,), [0.1, 0.2], (0.1, 0.0), (0.1, float("nan")), (1, 2), None):
+        assert assign(boxes, [boxes], [labels], *options, bad) is None
+        assert shortcuts.decode_boxes(boxes, boxes, bad) is None
+    for bad in (nan, point, boxes[:-1]):
+        assert shortcuts.encode_boxes(bad, boxes, variances) is None
+        assert shortcuts.encode_boxes(boxes, bad, variances) is None
+    assert shortcuts.decode_boxes(nan, boxes, variances) is not None
+
+
+def test_ground_truth_in_every_form():
+    boxes, labels = np.float32(BOXES[:1, :6]), abs(GROUPS[:6]) + 1
+    anchors = np.float32(BOXES[0])
+    batch = ops.assign_targets(anchors, np.concatenate([boxes, boxes]), np.stack([labels, labels]))
+    lists = ops.assign_targets(anchors, [boxes[0]] * 2, (labels, labels))
+    single = ops.assign_targets(anchors, boxes[0], labels)
+    for b, m, s in zip(batch, lists, single, strict=True):
+        assert b.flags.writeable
+        np.testing.assert_array_equal(b, m, strict=True)
+        np.testing.assert_array_equal(b[1], s, strict=True)
 
 
 def test_writes_into_out():

@@ -1,10 +1,11 @@
-// Which anchor is responsible for which ground truth. The anchors lie in an index (support/anchor_index.h): blocks of
-// 16, groups of 16 blocks, with bounds. Each ground truth first claims the best anchor of the block where it can expect
+// Which anchor is responsible for which ground truth. The anchors lie in blocks of 16, groups of 16 blocks, with bounds
+// of the IoU (support/anchor_index.h). Each ground truth first claims the best anchor of the block where it can expect
 // most. Then group by group, which stays in the first-level cache, it meets the blocks whose bound says that it may
-// better an anchor there or its claim. Where the IoU is not an output an anchor counts as bettered only from the lowest
-// threshold on, and few blocks are met. What is met is written over a row of background. Then the forcing: bipartite
-// forcing serves claims in order from a heap; a ground truth whose anchor is taken goes on along a short list of its
-// next best anchors, searched for when it runs out.
+// better an anchor there or its claim. Where every IoU is an output these are all that it overlaps, and the anchors are
+// met in the order of the caller, so that outputs are written once and in order; where only the lowest threshold counts
+// they are few, and met in an order in which neighbours alike stand together. Then the forcing: bipartite forcing
+// serves claims in order from a heap; a ground truth whose anchor is taken goes on along a short list of its next best
+// anchors, searched for when it runs out.
 //
 // Source: SSD paper, section 2.2, "Matching strategy".
 #pragma once
@@ -23,15 +24,42 @@ namespace fastssd::FASTSSD_ISA {
 
 constexpr int64_t kBackground = -1, kIgnored = -2;
 
+// The anchors, twice.
+template <typename T>
+struct MatchPlan {
+    AnchorIndex<T> divided;   // neighbours alike stand together
+    AnchorIndex<T> in_order;  // as they came
+
+    MatchPlan(void* memory, int64_t num_anchors)
+        : divided(memory, num_anchors),
+          in_order(static_cast<char*>(memory) + AnchorIndex<T>::bytes(num_anchors), num_anchors) {}
+};
+
 template <typename T>
 int64_t anchor_plan_size(int64_t num_anchors) {
-    return AnchorIndex<T>::bytes(num_anchors);
+    return 2 * AnchorIndex<T>::bytes(num_anchors);
 }
 
 template <typename T>
-void plan_anchors(const T* anchors, int64_t num_anchors, void* plan) {
-    AnchorIndex<T>(plan, num_anchors).build(anchors);
+void plan_anchors(const T* anchors, int64_t num_anchors, void* memory) {
+    MatchPlan<T> plan(memory, num_anchors);
+    plan.divided.build(anchors, true);
+    plan.in_order.build(anchors, false);
 }
+
+// What an IoU with the best ground truth makes of an anchor.
+template <typename T>
+struct Thresholds {
+    using Index = typename Bits<T>::Signed;  // as wide as T, so that index and IoU share a vectorised loop
+
+    T positive, background;
+
+    // gt_idx
+    FASTSSD_INLINE Index verdict(T iou, Index best_gt) const {
+        const Index rest = iou < background ? kBackground : kIgnored;
+        return iou >= positive ? best_gt : rest;
+    }
+};
 
 // What match_anchors writes of an image.
 template <typename T>
@@ -44,19 +72,26 @@ class MatchRow {
           gt_idx_(task.gt_idx + image * num_anchors_),
           iou_(task.iou + image * num_anchors_) {}
 
-    // Every anchor, as one that meets no ground truth.
-    void fill(int64_t gt_idx) {
-        for (int64_t a = 0; a < num_anchors_; ++a) gt_idx_[a] = gt_idx;
-        std::memset(iou_, 0, static_cast<std::size_t>(num_anchors_) * sizeof(T));
+    static const AnchorIndex<T>& order(const MatchPlan<T>& plan) { return plan.in_order; }
+
+    // Every anchor, as one that meets no ground truth; what a group puts comes over it.
+    void clear() {}
+    void clear_for_good() {
+        for (int64_t a = 0; a < num_anchors_; ++a) gt_idx_[a] = kBackground;
+        for (int64_t a = 0; a < num_anchors_; ++a) iou_[a] = T(0);
+    }
+
+    template <typename Index>
+    void put_group(const AnchorBlock<T>*, int64_t first, int64_t size, const T* best, const Index* best_gt,
+                   Thresholds<T> thresholds) {
+        int64_t* FASTSSD_RESTRICT const gt_idx = gt_idx_ + first;
+        for (int64_t i = 0; i < size; ++i) gt_idx[i] = thresholds.verdict(best[i], best_gt[i]);
+        std::memcpy(iou_ + first, best, static_cast<std::size_t>(size) * sizeof(T));
     }
 
     void put(int64_t anchor, int64_t gt_idx, T iou) {
         gt_idx_[anchor] = gt_idx;
         iou_[anchor] = iou;
-    }
-
-    void put_iou(const uint32_t* anchor, const T* iou, int64_t size) {
-        for (int64_t i = 0; i < size; ++i) iou_[anchor[i]] = iou[i];
     }
 
   private:
@@ -82,14 +117,25 @@ class TargetRow {
           labels_(task.labels + image * num_anchors_),
           deltas_(task.deltas + 4 * image * num_anchors_) {}
 
-    void fill(int64_t gt_idx) {
-        const int64_t label = gt_idx == kIgnored ? -1 : 0;
-        for (int64_t a = 0; a < num_anchors_; ++a) gt_idx_[a] = gt_idx;
-        for (int64_t a = 0; a < num_anchors_; ++a) labels_[a] = label;
-        std::memset(deltas_, 0, 4 * static_cast<std::size_t>(num_anchors_) * sizeof(T));
-    }
+    static const AnchorIndex<T>& order(const MatchPlan<T>& plan) { return plan.divided; }
 
-    void put_iou(const uint32_t*, const T*, int64_t) {}
+    void clear() {
+        for (int64_t a = 0; a < num_anchors_; ++a) gt_idx_[a] = kBackground;
+        for (int64_t a = 0; a < num_anchors_; ++a) labels_[a] = 0;
+        for (int64_t i = 0; i < 4 * num_anchors_; ++i) deltas_[i] = T(0);
+    }
+    void clear_for_good() { clear(); }
+
+    template <typename Index>
+    void put_group(const AnchorBlock<T>* blocks, int64_t, int64_t size, const T* best, const Index* best_gt,
+                   Thresholds<T> thresholds) {
+        for (int64_t begin = 0; begin < size; begin += kBlock, ++blocks) {
+            if (at_least(best + begin, thresholds.background) == 0) continue;  // most blocks, by far
+            for (int64_t i = 0; i < smaller(kBlock, size - begin); ++i) {
+                put(blocks->anchor[i], thresholds.verdict(best[begin + i], best_gt[begin + i]), best[begin + i]);
+            }
+        }
+    }
 
     void put(int64_t anchor, int64_t gt_idx, T) {
         gt_idx_[anchor] = gt_idx;
@@ -131,12 +177,14 @@ class Matcher {
   public:
     explicit Matcher(const MatchTask<T>& task)
         : task_(task),
-          index_(const_cast<void*>(task.plan), task.num_anchors),
-          positive_(round_up(T(), task.iou_threshold)),
-          background_(round_up(T(), task.background_threshold)),
-          floor_(Row::kEveryIou || task.force_match == ForceMatch::low_quality ? T(0) : under(background_)),
-          best_(index_.num_blocks * kBlock),
-          best_gt_(index_.num_blocks * kBlock),
+          plan_(const_cast<void*>(task.plan), task.num_anchors),
+          anchors_(Row::order(plan_)),
+          thresholds_{round_up(T(), task.iou_threshold), round_up(T(), task.background_threshold)},
+          keep_best_(task.force_match == ForceMatch::low_quality),
+          floor_(Row::kEveryIou || keep_best_ ? T(0) : under(thresholds_.background)),
+          every_group_(Row::kEveryIou || keep_best_ || thresholds_.verdict(floor_, 0) != kBackground),
+          best_(keep_best_ ? anchors_.num_groups * kGroup : kGroup),
+          best_gt_(keep_best_ ? anchors_.num_groups * kGroup : kGroup),
           taken_(task.num_anchors) {
         std::memset(taken_.data(), 0, static_cast<std::size_t>(task.num_anchors));
     }
@@ -144,30 +192,30 @@ class Matcher {
     void match(int64_t image, Row row) {
         const T* const gt_boxes = task_.gt_boxes + 4 * task_.offsets[image];
         const int64_t num_gt = task_.offsets[image + 1] - task_.offsets[image];
-        const int64_t without_overlap = num_gt == 0 ? kBackground : verdict(T(0), 0);
-        row.fill(without_overlap);
-        if (num_gt == 0 || task_.num_anchors == 0) return;
+        if (num_gt == 0 || task_.num_anchors == 0) return row.clear_for_good();
 
+        row.clear();
         Buffer<Suitor> suitors(num_gt);
-        Buffer<int64_t> callers(num_gt);
-        Buffer<Claim<T>> claims(num_gt);
+        Buffer<uint32_t> callers(num_gt);
         for (int64_t g = 0; g < num_gt; ++g) {
             suitors[g] = introduce(Box<T>(gt_boxes + 4 * g));
-            if (pacer_.cancelled(20 * index_.num_rows)) return;
+            if (pacer_.cancelled(20 * anchors_.num_rows)) return;
         }
-        for (int64_t group = 0; group < index_.num_groups; ++group) {
+        for (int64_t group = 0; group < anchors_.num_groups; ++group) {
             if (group % kBlock == 0) {
-                const Bounds<T>& bounds = index_.of_groups[group / kBlock];
+                const Bounds<T>& bounds = anchors_.of_groups[group / kBlock];
                 for (int64_t g = 0; g < num_gt; ++g) suitors[g].choose_groups(bounds, floor_);
             }
             int64_t num_callers = 0;
             for (int64_t g = 0; g < num_gt; ++g) {
-                callers[num_callers] = g;
-                num_callers += suitors[g].groups >> group % kBlock & 1;
+                callers[num_callers] = static_cast<uint32_t>(g);
+                num_callers += static_cast<int64_t>(suitors[g].groups >> group % kBlock & 1);
             }
-            meet_group(group, suitors.data(), callers.data(), num_callers, without_overlap, row);
-            if (pacer_.cancelled(2 * num_gt + work_)) return;
+            if (num_callers > 0 || every_group_) meet_group(group, suitors.data(), callers.data(), num_callers, row);
+            if (pacer_.cancelled(2 * num_gt + 60 * num_callers + 60)) return;
         }
+
+        Buffer<Claim<T>> claims(num_gt);
         for (int64_t g = 0; g < num_gt; ++g) claims[g] = suitors[g].claim;
         switch (task_.force_match) {
             case ForceMatch::none:
@@ -187,17 +235,12 @@ class Matcher {
     }
 
   private:
-    using Index = typename Bits<T>::Signed;  // as wide as T, so that index and IoU share a vectorised loop
+    using Index = typename Thresholds<T>::Index;
+    static constexpr int64_t kGroup = kBlock * kBlock;
 
     static float next_down(float x) { return nextafterf(x, -kInf<float>); }
     static double next_down(double x) { return nextafter(x, -kInf<double>); }
     static T under(T threshold) { return threshold > T(0) ? next_down(threshold) : T(0); }
-
-    // The anchor's gt_idx by the thresholds alone.
-    int64_t verdict(T iou, Index best_gt) const {
-        const int64_t rest = iou < background_ ? kBackground : kIgnored;
-        return iou >= positive_ ? static_cast<int64_t>(best_gt) : rest;
-    }
 
     // Asks for the blocks that may reach the bar, which rises.
     struct Bar {
@@ -226,7 +269,7 @@ class Matcher {
             for (uint64_t left = better; left != 0; left &= left - 1) {
                 const int64_t i = lowest_bit(left);
                 const Claim<T> here{iou[i], block.anchor[i]};
-                if (here.before(claim) || claim.anchor == Claim<T>::kNobody) claim = here;
+                if (here.before(claim)) claim = here;
             }
             bar = claim.bar();
         }
@@ -237,57 +280,36 @@ class Matcher {
         Suitor suitor{box, {}, kInf<T>, 0};
         if (task_.force_match == ForceMatch::none) return suitor;
         suitor.bar = suitor.claim.bar();
-        const AnchorBlock<T>& block = index_.blocks[index_.likeliest(box)];
+        const AnchorBlock<T>& block = plan_.divided.blocks[plan_.divided.likeliest(box)];
         T iou[kBlock];
-        block.iou(box, iou);
+        block.iou_or_nan(box, zero_, iou);
         suitor.improve(block, iou);
         return suitor;
     }
 
     // All ground truths that may matter in a group, one after the other, while the group is in the nearest cache.
-    void meet_group(int64_t group, Suitor* suitors, const int64_t* callers, int64_t num_callers,
-                    int64_t without_overlap, Row& row) {
-        const int64_t first = group * kBlock, num_blocks = smaller(kBlock, index_.num_blocks - first);
+    void meet_group(int64_t group, Suitor* suitors, const uint32_t* callers, int64_t num_callers, Row& row) {
+        const int64_t first = group * kBlock, num_blocks = smaller(kBlock, anchors_.num_blocks - first);
+        const AnchorBlock<T>* const blocks = anchors_.blocks + first;
         const T floor = floor_;
-        T* FASTSSD_RESTRICT const best = best_.data() + first * kBlock;
-        Index* FASTSSD_RESTRICT const best_gt = best_gt_.data() + first * kBlock;
-        T least[kBlock];  // of best, in each block
-        for (int64_t i = 0; i < kBlock; ++i) least[i] = floor;
+        T* FASTSSD_RESTRICT const best = best_.data() + (keep_best_ ? first * kBlock : 0);
+        Index* FASTSSD_RESTRICT const best_gt = best_gt_.data() + (keep_best_ ? first * kBlock : 0);
         for (int64_t i = 0; i < num_blocks * kBlock; ++i) best[i] = floor;
-        std::memset(best_gt, 0, static_cast<std::size_t>(num_blocks * kBlock) * sizeof(Index));
-
-        uint64_t met = without_overlap >= 0 ? (uint64_t(1) << num_blocks) - 1 : 0;
-        work_ = 0;
+        for (int64_t i = 0; i < num_blocks * kBlock; ++i) best_gt[i] = 0;
         for (int64_t caller = 0; caller < num_callers; ++caller) {
             Suitor& suitor = suitors[callers[caller]];
+            const Box<T> box = suitor.box;
             T most[kBlock], iou[kBlock];
-            index_.of_blocks[group].most(suitor.box, most);
-            const uint64_t wanted = at_least(most, suitor.bar) | above(most, least);
-            for (uint64_t left = wanted; left != 0; left &= left - 1) {
+            anchors_.of_blocks[group].most(box, most);
+            for (uint64_t left = at_least(most, suitor.bar) | above(most, floor); left != 0; left &= left - 1) {
                 const int64_t b = lowest_bit(left);
-                const AnchorBlock<T>& block = index_.blocks[first + b];
-                block.iou(suitor.box, iou);
+                blocks[b].iou_or_nan(box, zero_, iou);
                 keep_larger(iou, static_cast<Index>(callers[caller]), best + b * kBlock, best_gt + b * kBlock);
-                least[b] = least_of(best + b * kBlock);
-                suitor.improve(block, iou);
+                suitor.improve(blocks[b], iou);
             }
-            met |= wanted;
-            work_ += 30;
         }
-        for (; met != 0; met &= met - 1) write(first + lowest_bit(met), without_overlap, row);
-    }
-
-    void write(int64_t b, int64_t without_overlap, Row& row) {
-        const uint32_t* const anchor = index_.blocks[b].anchor;
-        const T* const best = best_.data() + b * kBlock;
-        const int64_t size = index_.size_of(b);
-        if (without_overlap == kBackground && at_least(best, background_) == 0) {  // most blocks, by far
-            row.put_iou(anchor, best, size);
-            return;
-        }
-        for (int64_t i = 0; i < size; ++i) {
-            row.put(anchor[i], verdict(best[i], best_gt_[b * kBlock + i]), best[i]);
-        }
+        row.put_group(blocks, first * kBlock, smaller(kGroup, task_.num_anchors - first * kBlock), best, best_gt,
+                      thresholds_);
     }
 
     // --- bipartite --------------------------------------------------------------------------------------------------
@@ -379,13 +401,13 @@ class Matcher {
     int64_t list_best(const Box<T>& box, Claim<T>* list, int64_t length) {
         int64_t size = 0;
         T bar = Claim<T>().bar(), iou[kBlock];
-        int64_t work = 20 * index_.num_groups;
-        index_.search(box, Bar{bar}, [&](int64_t b) {
-            index_.blocks[b].iou(box, iou);
+        int64_t work = 20 * plan_.divided.num_groups;
+        plan_.divided.search(box, Bar{bar}, [&](int64_t b) {
+            plan_.divided.blocks[b].iou(box, iou);
             work += kBlock;
             for (uint64_t left = at_least(iou, bar); left != 0; left &= left - 1) {
                 const int64_t i = lowest_bit(left);
-                const Claim<T> here{iou[i], index_.blocks[b].anchor[i]};
+                const Claim<T> here{iou[i], plan_.divided.blocks[b].anchor[i]};
                 if (taken_[here.anchor] || (size == length && !here.before(list[size - 1]))) continue;
                 int64_t to = size == length ? size - 1 : size++;
                 for (; to > 0 && here.before(list[to - 1]); --to) list[to] = list[to - 1];
@@ -404,16 +426,14 @@ class Matcher {
         for (int64_t g = 0; g < num_gt; ++g) {
             const Box<T> box(gt_boxes + 4 * g);
             const T wanted = claims[g].iou;
-            int64_t work = 20 * index_.num_groups;
-            index_.search(box, Bar{wanted}, [&](int64_t b) {
+            int64_t work = 20 * anchors_.num_groups;
+            anchors_.search(box, Bar{wanted}, [&](int64_t b) {
                 T iou[kBlock];
-                index_.blocks[b].iou(box, iou);
-                const int64_t size = index_.size_of(b);
+                anchors_.blocks[b].iou(box, iou);
+                const int64_t size = anchors_.size_of(b);
                 for (int64_t i = 0; i < size; ++i) {
                     const int64_t place = b * kBlock + i;
-                    if (iou[i] == wanted) {
-                        row.put(index_.blocks[b].anchor[i], static_cast<int64_t>(best_gt_[place]), best_[place]);
-                    }
+                    if (iou[i] == wanted) row.put(anchors_.blocks[b].anchor[i], best_gt_[place], best_[place]);
                 }
                 work += kBlock;
             });
@@ -422,13 +442,16 @@ class Matcher {
     }
 
     const MatchTask<T>& task_;
-    const AnchorIndex<T> index_;
-    const T positive_, background_;
-    const T floor_;   // an anchor that stays at or under this needs no ground truth
-    Buffer<T> best_;  // by place in the index, as the next one
+    const MatchPlan<T> plan_;
+    const AnchorIndex<T>& anchors_;  // in the order in which they are met
+    const Thresholds<T> thresholds_;
+    const bool keep_best_;    // of all anchors, not of a group only
+    const T floor_;           // an anchor that stays at or under this needs no ground truth
+    const bool every_group_;  // puts something, even where no ground truth calls
+    const T zero_ = T(0);
+    Buffer<T> best_;  // by place among the anchors, as the next one
     Buffer<Index> best_gt_;
     Buffer<bool> taken_;  // by anchor; all false between images
-    int64_t work_ = 0;
     Pacer pacer_;
 };
 

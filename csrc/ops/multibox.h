@@ -17,6 +17,7 @@
 #include "support/lanes.h"
 #include "support/math.h"
 #include "support/poll.h"
+#include "support/prefetch.h"
 #include "support/select.h"
 
 namespace fastssd::FASTSSD_ISA {
@@ -157,6 +158,7 @@ class MultiboxLoss {
     void sum_along_rows(const T* rows, int64_t count, bool last, float* FASTSSD_RESTRICT sums) {
         for (int64_t r = 0; r < count; ++r) {
             const T* row = rows + r * num_classes_;
+            prefetch_behind(row, num_classes_);
             if (last && r + 1 == count) {  // its last block runs past the end of the row
                 std::memcpy(padded_.data(), row, static_cast<std::size_t>(num_classes_) * sizeof(T));
                 row = padded_.data();

@@ -17,6 +17,7 @@
 #include "support/lanes.h"
 #include "support/math.h"
 #include "support/poll.h"
+#include "support/prefetch.h"
 #include "support/select.h"
 #include "support/sort.h"
 
@@ -212,6 +213,7 @@ class Postprocessor {
         const Lanes<T> limit(logit_limit_);
         for (; a < task_.num_anchors && !pacer.cancelled(num_classes / 4 + 2); ++a) {
             const T* const row = first + a * num_classes;
+            prefetch_behind(row, num_classes);
             const Lanes<T> background(softmax ? row[0] : T(0));
             if (any_above(max_lanes(row + 1, num_classes - 1) - background, limit)) return a;
         }

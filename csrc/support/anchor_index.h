@@ -65,6 +65,17 @@ struct AnchorBlock {
             out[i] = sum > T(0) ? inter / sum : T(0);
         }
     }
+
+    // The same, but NaN where the union is not a positive number: for who only asks whether an IoU is larger than one
+    // that is not negative. `zero` is 0; GCC takes a comparison and a mask for max(x, 0) where it knows the 0.
+    void iou_or_nan(const Box<T>& box, T zero, T* FASTSSD_RESTRICT out) const {
+        for (int64_t i = 0; i < kBlock; ++i) {
+            const T wide = larger(smaller(box.x2, x2[i]) - larger(box.x1, x1[i]), zero);
+            const T high = larger(smaller(box.y2, y2[i]) - larger(box.y1, y1[i]), zero);
+            const T inter = wide * high;
+            out[i] = inter / (box.area + area[i] - inter);
+        }
+    }
 };
 
 // A view of memory of the caller's, of bytes(num_anchors), aligned as T is.
@@ -93,14 +104,15 @@ class AnchorIndex {
 
     int64_t size_of(int64_t block) const { return smaller(kBlock, num_anchors - block * kBlock); }
 
-    void build(const T* anchors) {
+    // In order, or divided so that neighbours alike stand together.
+    void build(const T* anchors, bool divided) {
         Buffer<Member> members(num_anchors);
         Pacer pacer;
         for (int64_t a = 0; a < num_anchors; ++a) {
             members[a] = member_of(anchors, a);
             if (pacer.cancelled(20)) return;
         }
-        if (!divide(members.data(), num_anchors, pacer)) return;
+        if (divided && !divide(members.data(), num_anchors, pacer)) return;
         for (int64_t i = 0; i < num_groups; ++i) of_blocks[i].clear();
         for (int64_t i = 0; i < num_rows; ++i) of_groups[i].clear();
         for (int64_t b = 0; b < num_blocks; ++b) {

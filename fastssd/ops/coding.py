@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from fastssd.backends import active_backend
+from fastssd.backends import active_backend, shortcuts
 from fastssd.ops import _face as face
 from fastssd.ops._face import Array
 
@@ -32,6 +32,8 @@ def encode_boxes(boxes: Array, anchors: Array, *, variances: tuple[float, float]
     """
     if type(boxes) is not ndarray and face.dispatched(boxes, anchors):
         return face.dispatch("call", "encode_boxes", (boxes, anchors), variances)
+    if (found := shortcuts.encode_boxes(boxes, anchors, variances)) is not None:
+        return found
     center, size = face.check_variances(variances)
 
     def kernel(boxes: Array, anchors: Array) -> Any:
@@ -68,6 +70,8 @@ def decode_boxes(deltas: Array, anchors: Array, *, variances: tuple[float, float
     """
     if type(deltas) is not ndarray and face.dispatched(deltas, anchors):
         return face.dispatch("call", "decode_boxes", (deltas, anchors), variances)
+    if (found := shortcuts.decode_boxes(deltas, anchors, variances)) is not None:
+        return found
     center, size = face.check_variances(variances)
 
     def kernel(deltas: Array, anchors: Array) -> Any:

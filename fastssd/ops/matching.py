@@ -11,7 +11,7 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import NDArray
 
-from fastssd.backends import FORCE_MATCH, Int, active_backend
+from fastssd.backends import FORCE_MATCH, Int, active_backend, shortcuts
 from fastssd.ops import _face as face
 from fastssd.ops._face import Array
 from fastssd.ops.coding import check_codable
@@ -71,6 +71,10 @@ def match_anchors(
     if type(anchors) is not ndarray and face.dispatched(anchors, gt_boxes):
         options = (iou_threshold, background_threshold, force_match)
         return Matches(*face.dispatch("call_matching", "match_anchors", anchors, gt_boxes, None, gt_counts, *options))
+    if gt_counts is None:
+        found = shortcuts.match_anchors(anchors, gt_boxes, iou_threshold, background_threshold, force_match)
+        if found is not None:
+            return Matches(*found)
     thresholds = _thresholds(iou_threshold, background_threshold)
     force = face.choice("force_match", force_match, FORCE_MATCH)
     truth = _GroundTruth(anchors, gt_boxes, gt_counts)
@@ -111,6 +115,11 @@ def assign_targets(
     if type(anchors) is not ndarray and face.dispatched(anchors, gt_boxes, gt_labels):
         given, options = (gt_boxes, gt_labels, gt_counts), (iou_threshold, background_threshold, force_match, variances)
         return Targets(*face.dispatch("call_matching", "assign_targets", anchors, *given, *options))
+    if gt_counts is None:
+        rest = iou_threshold, background_threshold, force_match, variances
+        found = shortcuts.assign_targets(anchors, gt_boxes, gt_labels, *rest)
+        if found is not None:
+            return Targets(*found)
     thresholds = _thresholds(iou_threshold, background_threshold)
     force = face.choice("force_match", force_match, FORCE_MATCH)
     center, size = face.check_variances(variances)

@@ -9,6 +9,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
+
+#include "dispatch.h"
 
 namespace fastssd {
 
@@ -167,6 +170,56 @@ class Operand {
     int axes_ = 0;
     void* data_ = nullptr;
     Py_intptr_t shape_[kMaxAxes];
+};
+
+// Memory for several outputs side by side. Allocators give back several blocks of a few MB in each call, and keep one:
+// the page faults of three fresh outputs for 32 images of SSD300 take 3.8 ms, the kernel 0.6 ms.
+class SharedBlock {
+  public:
+    explicit SharedBlock(int64_t bytes) {
+        const Py_intptr_t size = bytes;
+        block_ = Operand::fresh<uint8_t>(1, &size);
+        next_ = Operand::memory<char>(block_);
+    }
+
+    // An uninitialised array; of wider types first, so that each is aligned.
+    template <typename T>
+    py::object take(int axes, const Py_intptr_t* shape) {
+        const py::detail::npy_api& api = py::detail::npy_api::get();
+        PyObject* const dtype = api.PyArray_DescrFromType_(py::detail::npy_format_descriptor<T>::value);
+        constexpr int kFlags = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_ |
+                               py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+        const auto array = py::reinterpret_steal<py::object>(
+            api.PyArray_NewFromDescr_(api.PyArray_Type_, dtype, axes, shape, nullptr, next_, kFlags, nullptr));
+        if (!array || api.PyArray_SetBaseObject_(array.ptr(), block_.inc_ref().ptr()) < 0)
+            throw py::error_already_set();
+        int64_t bytes = sizeof(T);
+        for (int axis = 0; axis < axes; ++axis) bytes *= shape[axis];
+        next_ += bytes;
+        return array;
+    }
+
+  private:
+    py::object block_;
+    char* next_;
+};
+
+// The coder's (center, size), if they are two plain floats that it can use.
+struct DirectVariances {
+    bool good = false;
+    Variances value{};
+
+    explicit DirectVariances(py::handle given) {
+        if (!PyTuple_CheckExact(given.ptr()) || PyTuple_GET_SIZE(given.ptr()) != 2) return;
+        PyObject *const center = PyTuple_GET_ITEM(given.ptr(), 0), *const size = PyTuple_GET_ITEM(given.ptr(), 1);
+        if (!PyFloat_CheckExact(center) || !PyFloat_CheckExact(size)) return;
+        value = {PyFloat_AS_DOUBLE(center), PyFloat_AS_DOUBLE(size)};
+        const auto usable = [](double x) {
+            return x >= static_cast<double>(std::numeric_limits<float>::min()) &&
+                   x <= static_cast<double>(std::numeric_limits<float>::max());
+        };
+        good = usable(value.center) && usable(value.size);
+    }
 };
 
 }  // namespace fastssd
