@@ -18,6 +18,8 @@ template <typename T>
 struct Box {
     T x1, y1, x2, y2, area;
 
+    FASTSSD_INLINE Box(T left, T top, T right, T bottom, T its_area)
+        : x1(left), y1(top), x2(right), y2(bottom), area(its_area) {}
     FASTSSD_INLINE explicit Box(const T* box) : x1(box[0]), y1(box[1]), x2(box[2]), y2(box[3]), area(area_of(box)) {}
     FASTSSD_INLINE Box(const BoxColumns<T>& boxes, int64_t i)
         : x1(boxes.x1[i]), y1(boxes.y1[i]), x2(boxes.x2[i]), y2(boxes.y2[i]), area(boxes.area[i]) {}
