@@ -237,15 +237,19 @@ int64_t settle_in_cells(const T* boxes, const T* scores, int64_t n, BoxCells<T>&
             for (int64_t i = 0; i < living; ++i) order[i].index = cells.id(order[i].index);
             return kept + settle_sorted(boxes, order, living, test.limit, keep + kept);
         }
-        int64_t work = 0;
+        if (pacer.cancelled(4 * (kBatch + living))) return 0;
         for (int64_t i = 0; i < living; ++i) {
             const uint32_t place = order[i].index;
             if (!cells.alive(place)) continue;
             keep[kept++] = cells.id(place);
-            work += cells.suppress_around(place, test);
+            const int64_t work = cells.suppress_around(place, test);
+            if (pacer.cancelled(work / 2)) return 0;
+            budget -= work;
+            if (budget < 0) {  // the rest of these goes back
+                for (int64_t k = living; --k > i;) bucketed[--begin] = order[k];
+                break;
+            }
         }
-        budget -= work;
-        if (pacer.cancelled(work / 2 + kBatch * 4)) return 0;
     }
     return kept;
 }
