@@ -34,6 +34,8 @@ def _with_some(rng, boxes, values):
 KINDS = {
     "sparse": lambda rng: _corner_and_size(rng, 1500, rng.uniform(10, 50, (N, 2))),
     "heaps": _heaps,
+    "a crowd": lambda rng: _corner_and_size(rng, 100, rng.uniform(10, 20, (N, 2))),
+    "a throng that hardly suppresses": lambda rng: _corner_and_size(rng, 100, np.exp(rng.normal(3, 1, (N, 2)))),
     "all equal": lambda rng: np.tile([1.0, 2.0, 3.0, 5.0], (N, 1)),
     "all disjoint": lambda rng: np.arange(N)[:, None] * 3.0 + [0, 0, 2, 2],
     "integers": lambda rng: np.round(_corner_and_size(rng, 60, rng.integers(1, 9, (N, 2)))),

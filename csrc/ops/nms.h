@@ -9,6 +9,7 @@
 #include "ops/boxes.h"
 #include "ops/iou.h"
 #include "support/buffer.h"
+#include "support/cells.h"
 #include "support/grid.h"
 #include "support/math.h"
 #include "support/poll.h"
@@ -178,18 +179,94 @@ const Entry<KeyOf<T>>* sort_by_score(const T* boxes, const T* scores, int64_t n,
 }
 
 template <typename T>
-int64_t nms(const T* boxes, const T* scores, int64_t n, double iou_threshold, int64_t* keep) {
-    Buffer<Entry<KeyOf<T>>> entries(n), scratch(n);
-    int64_t count = 0, kept = 0;
-    const Entry<KeyOf<T>>* const order = sort_by_score(boxes, scores, n, entries.data(), scratch.data(), count);
+int64_t settle_sorted(const T* boxes, const Entry<KeyOf<T>>* order, int64_t count, T limit, int64_t* keep) {
     Suppressor<T> suppressor(count);
     for (int64_t i = 0; i < count; ++i) {
         constexpr int64_t kAhead = 24;
         FASTSSD_PREFETCH(boxes + 4 * int64_t{order[smaller(i + kAhead, count - 1)].index});
         suppressor.set(i, boxes + 4 * int64_t{order[i].index}, order[i].index);
     }
-    suppressor.run(count, round_down(T(), iou_threshold), [&](uint32_t id) { keep[kept++] = id; });
+    int64_t kept = 0;
+    suppressor.run(count, limit, [&](uint32_t id) { keep[kept++] = id; });
     return kept;
+}
+
+// NMS over boxes in cells. Their scores are sorted in buckets, the highest first, and of a bucket only those that are
+// still alive: in crowded input few are.
+template <typename T>
+int64_t settle_in_cells(const T* boxes, const T* scores, int64_t n, BoxCells<T>& cells, const OverlapTest<T>& test,
+                        int64_t* keep) {
+    using Key = KeyOf<T>;
+    constexpr int64_t kBatch = 32, kMostWork = 30;
+    Buffer<Entry<Key>> entries(n), bucketed(n), scratch(n);
+    Buffer<Key> key_buffer(n);
+    Key* FASTSSD_RESTRICT const keys = key_buffer.data();
+    constexpr Key kNone = ~Key(0);  // of no score
+    Key least = kNone, most = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        keys[i] = scores[i] == scores[i] ? falling_key(scores[i]) : kNone;
+        least = smaller(least, keys[i]);
+        most = larger(most, keys[i] == kNone ? Key(0) : keys[i]);
+    }
+    if (least == kNone) return 0;
+    const int bucket_bits = n < 4096 ? 10 : 12;
+    int shift = 0;
+    while ((most - least) >> shift >> bucket_bits != 0) ++shift;
+    const Key buckets = Key(1) << bucket_bits;
+    const auto bucket_of = [&](Key key) { return smaller((key - least) >> shift, buckets); };
+    uint32_t ends[(1 << 12) + 2] = {};
+    for (int64_t i = 0; i < n; ++i) ++ends[bucket_of(keys[i]) + 1];
+    for (Key b = 0; b < buckets; ++b) ends[b + 1] += ends[b];
+    const int64_t count = ends[buckets];
+    for (int64_t i = 0; i < n; ++i) bucketed[ends[bucket_of(keys[i])]++] = {keys[i], cells.place_of(i)};
+
+    Pacer pacer;
+    int64_t kept = 0, budget = kMostWork * n;
+    for (int64_t b = 0, begin = 0; begin < count;) {
+        int64_t end = ends[b++];
+        while (end - begin < kBatch && end < count) end = ends[b++];
+        if (budget < 0) end = count;
+        int64_t living = 0;
+        for (int64_t i = begin; i < end; ++i) {
+            entries[living] = bucketed[i];
+            living += static_cast<int64_t>(cells.alive(bucketed[i].index));
+        }
+        begin = end;
+        Entry<Key>* const order = sort_entries(entries.data(), scratch.data(), living);
+        if (budget < 0) {
+            for (int64_t i = 0; i < living; ++i) order[i].index = cells.id(order[i].index);
+            return kept + settle_sorted(boxes, order, living, test.limit, keep + kept);
+        }
+        if (pacer.cancelled(4 * (kBatch + living))) return 0;
+        for (int64_t i = 0; i < living; ++i) {
+            const uint32_t place = order[i].index;
+            if (!cells.alive(place)) continue;
+            keep[kept++] = cells.id(place);
+            const int64_t work = cells.suppress_around(place, test);
+            if (pacer.cancelled(work / 2)) return 0;
+            budget -= work;
+            if (budget < 0) {  // the rest of these goes back
+                for (int64_t k = living; --k > i;) bucketed[--begin] = order[k];
+                break;
+            }
+        }
+    }
+    return kept;
+}
+
+template <typename T>
+int64_t nms(const T* boxes, const T* scores, int64_t n, double iou_threshold, int64_t* keep) {
+    constexpr int64_t kCellsFrom = 256, kCellsTo = int64_t{1} << 30;
+    const T limit = round_down(T(), iou_threshold);
+    if (n >= kCellsFrom && n < kCellsTo) {
+        const OverlapTest<T> test(limit);
+        BoxCells<T> cells(n);
+        if (cells.load(boxes, test)) return settle_in_cells(boxes, scores, n, cells, test, keep);
+    }
+    Buffer<Entry<KeyOf<T>>> entries(n), scratch(n);
+    int64_t count = 0;
+    const Entry<KeyOf<T>>* const order = sort_by_score(boxes, scores, n, entries.data(), scratch.data(), count);
+    return settle_sorted(boxes, order, count, limit, keep);
 }
 
 template <typename T>

@@ -15,8 +15,8 @@
 #include "ops/boxes.h"
 #include "ops/iou.h"
 #include "support/buffer.h"
-#include "support/four.h"
 #include "support/math.h"
+#include "support/pack.h"
 #include "support/sort.h"
 
 namespace fastssd::FASTSSD_ISA {
