@@ -1,6 +1,7 @@
 # Two commands set everything up on a fresh machine with Python 3.11+, a C++17 compiler and make:
 #   make demo   train a detector on generated pictures, score it, draw its boxes (about five minutes on two cores)
 #   make test   lint, types, and every test
+# Where torchvision is wanted beside: make test-hosts, make bench.
 PYTHON ?= python3
 VENV ?= .venv
 # One known release, so that everybody tests the same. Another: make test TORCH='torch==2.14.1'
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test lint format table bench bench-compare images clean
+.PHONY: help demo test test-hosts lint format table bench bench-compare images clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -28,7 +29,7 @@ demo: $(READY)
 
 test: lint
 	@echo "== Tests"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: $(READY)
 	@echo "== Lint and types"
@@ -55,6 +56,10 @@ BENCH := .bench-venv/bin
 	$(BENCH)/python -m pip install --quiet --group bench
 	$(BENCH)/python -m pip install --quiet --editable .
 	@touch $@
+
+# What only runs beside torchvision and the other hosts: their names on our kernels, and the examples.
+test-hosts: .bench-venv/.ready
+	$(BENCH)/python -m pytest tests/test_compat_*.py tests/test_examples.py tests/test_weights.py
 
 bench: .bench-venv/.ready
 	$(BENCH)/python benchmarks/report.py

@@ -8,12 +8,18 @@ Random weights, nothing is downloaded. The times are of what comes after the net
 from __future__ import annotations
 
 import copy
+import sys
 import time
 
 import torch
-from torchvision.models.detection import ssd300_vgg16
 
 from fastssd.compat.torchvision import accelerate
+
+try:
+    from torchvision.models.detection import ssd300_vgg16
+except ImportError:
+    print("skipped: needs torchvision; install it with: pip install torchvision")
+    sys.exit()
 
 
 def best_time(call, model, rounds=3):
