@@ -45,5 +45,5 @@ __all__ = [
     "soft_nms",
 ]
 
-if "torch" in sys.modules:  # else the first call that torch has to dispatch does it
+if sys.modules.get("torch") is not None:  # else the first call that torch has to dispatch does it
     from fastssd.ops import _library  # noqa: F401  registers torch.ops.fastssd.*
