@@ -205,6 +205,30 @@ def test_a_stopped_run_resumes_to_the_same_weights(run, data, tmp_path, signum, 
         assert torch.equal(value, _weights(resumed.last_checkpoint)[name]), name
 
 
+def test_an_average_of_weights_and_added_gradients_resume_too(data, tmp_path):
+    config = replace(CONFIG, cache=False, batch_size=1, accumulate=3, ema=0.9, schedule="step", epochs=2)
+    options = {"progress": False, "report_line": lambda line: None}
+    whole = train(config, *data, tmp_path / "whole", **options)
+    # The signal comes with the fifth picture of seven; a step of the optimizer ends with the sixth.
+    stopped = train(config, _Signalling(data[0], 5, signal.SIGTERM), data[1], tmp_path / "run", **options)
+    _, info = load_checkpoint(stopped.last_checkpoint)
+    assert (info.epoch, info.batches) == (0, 6)
+    resumed = train(config, *data, resume=tmp_path / "run", **options)
+    average, other = _weights(whole.last_checkpoint), _weights(resumed.last_checkpoint)
+    assert all(torch.equal(value, other[name]) for name, value in average.items())
+    learnt = read_checkpoint(whole.last_checkpoint)["current_model_state"]
+    assert any(not torch.equal(value, learnt[f"model.{name}"]) for name, value in average.items())
+
+
+def test_the_learning_rate_falls_where_it_is_said():
+    steps = TrainConfig(schedule="step", warmup=0.1, milestones=(0.5, 0.75))
+    assert [steps.lr_factor(step, 100) for step in (0, 9, 10, 49, 50, 74, 75, 99)] == pytest.approx(
+        [1 / 11, 10 / 11, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+    with pytest.raises(ValueError, match="milestones"):
+        TrainConfig(milestones=(0.8, 0.5))
+
+
 def test_a_run_that_is_resumed_keeps_its_choices(run, data):
     result, _ = run
     with pytest.raises(ValueError, match="lr"):

@@ -123,9 +123,13 @@ def train(
     lr: Annotated[float | None, option("The highest learning rate.", "0.002", TRAINING)] = None,
     momentum: Annotated[float | None, option("Of sgd.", "0.9", TRAINING)] = None,
     weight_decay: Annotated[float | None, option("On weights, not on biases.", "0.01", TRAINING)] = None,
-    schedule: Annotated[str | None, option("cosine or constant.", "cosine", TRAINING)] = None,
+    schedule: Annotated[str | None, option("cosine, step or constant.", "cosine", TRAINING)] = None,
     warmup: Annotated[float | None, option("Part of all steps in which lr rises.", "0.1", TRAINING)] = None,
     gradient_clip: Annotated[float | None, option("Largest gradient norm; 0: any.", "10.0", TRAINING)] = None,
+    accumulate: Annotated[int | None, option("Batches for one step of the optimizer.", "1", TRAINING)] = None,
+    ema: Annotated[
+        float | None, option("Decay of a moving average of the weights, which is kept; 0: none.", "0.0", TRAINING)
+    ] = None,
     seed: Annotated[int | None, option("Weights, order and augmentation.", "0", TRAINING)] = None,
     eval_every: Annotated[int | None, option("Epochs between evaluations.", "1", TRAINING)] = None,
     early_stop: Annotated[

@@ -14,7 +14,7 @@ from fastssd.detection.models import MODELS, Preset
 from fastssd.training.augment import Augment
 
 OPTIMIZERS = ("adamw", "sgd")
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "step", "constant")
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -34,9 +34,14 @@ class TrainConfig:
         lr: the highest learning rate.
         momentum: of SGD.
         weight_decay: on weights, not on biases and normalisation.
-        schedule: after the warm-up, ``"cosine"`` down to zero or ``"constant"``.
+        schedule: after the warm-up, ``"cosine"`` down to zero, ``"step"``, a tenth from each of `milestones` on, or
+            ``"constant"``.
+        milestones: parts of all steps, rising, for ``"step"``.
         warmup: the part of all steps in which the learning rate rises from zero; 0.3 and cosine are called one-cycle.
         gradient_clip: largest norm of the gradient; 0 for no limit.
+        accumulate: batches whose gradients are added up for one step of the optimizer.
+        ema: decay of a moving average of the weights, which is what is evaluated and kept; 0 for none. It starts lower,
+            so that a short run forgets its first weights too.
         criterion: the losses.
         augment: the changes of training pictures.
         seed: decides initial weights, order and augmentation.
@@ -60,8 +65,11 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 0.01
     schedule: str = "cosine"
+    milestones: tuple[float, ...] = (0.67, 0.89)
     warmup: float = 0.1
     gradient_clip: float = 10.0
+    accumulate: int = 1
+    ema: float = 0.0
     criterion: Criterion = field(default_factory=Criterion)
     augment: Augment = field(default_factory=Augment)
     seed: int = 0
@@ -86,13 +94,17 @@ class TrainConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {getattr(self, name)!r}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("eval_every", 1), ("early_stop", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("eval_every", 1), ("early_stop", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if self.eval_every > self.epochs:
             raise ValueError(f"eval_every: expected at most epochs {self.epochs}, got {self.eval_every}")
         if not (self.lr > 0 and 0 <= self.warmup < 1):
             raise ValueError(f"lr, warmup: expected lr > 0 and warmup in [0, 1), got {self.lr} and {self.warmup}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema: expected a decay in [0, 1), got {self.ema}")
+        if list(self.milestones) != sorted(self.milestones) or not all(0 < part < 1 for part in self.milestones):
+            raise ValueError(f"milestones: expected rising parts of all steps in (0, 1), got {self.milestones}")
 
     def lr_factor(self, step: int, total: int) -> float:
         """The learning rate of a step as a part of the highest."""
@@ -101,6 +113,8 @@ class TrainConfig:
             return (step + 1) / (math.floor(warm) + 1)
         if self.schedule == "constant":
             return 1.0
+        if self.schedule == "step":
+            return 0.1 ** sum(step >= part * total for part in self.milestones)
         return (1 + math.cos(math.pi * min((step - warm) / max(total - warm, 1), 1))) / 2
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,7 +134,8 @@ class TrainConfig:
                     given[name] = kind(**given[name])
             if isinstance(given.get("preset"), Mapping):
                 given["preset"] = Preset.from_dict(given["preset"])
-            given["freeze"] = tuple(given.get("freeze", ()))
+            for name in {"freeze", "milestones"} & given.keys():
+                given[name] = tuple(given[name])
             return cls(**given)
         except TypeError as error:
             raise ValueError(f"not a training configuration: {error}") from None

@@ -57,9 +57,13 @@ class StopAfterStep(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.stop.install()  # here, because Lightning has put its own handlers in place just before
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        # After an epoch's last batch the end of the epoch is near, which is the better place to resume from.
-        if self._asked(trainer) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # After an epoch's last batch the end of the epoch is near, which is the better place to resume from. Between
+        # two steps of the optimizer gradients are under way that a checkpoint does not hold.
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self._asked(trainer) and stepped and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
             raise Stopped
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, RichProgressBar, TQDMProgressBar
+import torch
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, RichProgressBar, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
@@ -68,6 +69,8 @@ def make_trainer(
         callbacks = [*callbacks, EarlyStopping("AP50", mode="max", patience=config.early_stop)]
     if progress:
         callbacks = [*callbacks, _ProgressBar() if importlib.util.find_spec("rich") else TQDMProgressBar()]
+    if config.ema:  # first, so that a checkpoint written after a step has the average after it
+        callbacks = [WeightAveraging(multi_avg_fn=moving_average(config.ema)), *callbacks]
     csv = CSVLogger(folder, name="logs")
     loggers: list[Logger] = [csv]
     if importlib.util.find_spec("tensorboard"):
@@ -83,6 +86,7 @@ def make_trainer(
         max_epochs=config.epochs,
         check_val_every_n_epoch=config.eval_every,
         gradient_clip_val=config.gradient_clip or None,
+        accumulate_grad_batches=config.accumulate,
         callbacks=callbacks,
         logger=loggers,
         plugins=[_AtomicCheckpointIO()],
@@ -93,6 +97,22 @@ def make_trainer(
         enable_model_summary=False,
         enable_progress_bar=progress,
     )
+
+
+def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """How Lightning's WeightAveraging shall average, lists of tensors in place: exponentially.
+
+    After n steps the decay is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage.
+    """
+
+    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
+        steps = int(count)
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
+        else:  # counters
+            torch._foreach_copy_(averaged, current)
+
+    return update
 
 
 @contextlib.contextmanager
