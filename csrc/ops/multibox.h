@@ -289,8 +289,12 @@ template <typename T>
 void multibox_cross_entropy_gradient(const T* logits, const int64_t* labels, const bool* selected, T scale,
                                      int64_t num_classes, int64_t begin, int64_t end, T* out) {
     constexpr int64_t kAhead = 8;  // selected rows that are on their way
+    // A loop, for memory that is not in the cache: memset takes a quarter longer there, and GCC would make it one if it
+    // knew what is written.
+    const volatile T hidden = 0;
+    const T zero = hidden;
     const auto clear = [&](int64_t from, int64_t to) {
-        std::memset(out + from * num_classes, 0, static_cast<std::size_t>((to - from) * num_classes) * sizeof(T));
+        for (int64_t i = from * num_classes; i < to * num_classes; ++i) out[i] = zero;
     };
     Softmax<T> softmax(num_classes);
     Pacer pacer;
