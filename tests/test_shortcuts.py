@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -94,6 +97,7 @@ def unusual_tensors():
     yield "strided", boxes.repeat_interleave(2, 0)[::2]
     yield "negated view", torch.complex(boxes, boxes).conj().imag
     yield "no memory", boxes.to("meta")
+    yield "zeros without memory", torch._efficientzerotensor(boxes.shape)
     yield "sparse", boxes.to_sparse()
 
 
@@ -119,6 +123,20 @@ def test_steps_aside_for_what_is_unusual(name, unusual):
     assert shortcut(boxes, *arguments) is not None
     for what, odd in unusual():
         assert shortcut(odd, *arguments) is None, what
+
+
+OLD_TORCH = """
+import torch, pytest, sys
+del torch.Tensor.__dlpack_c_exchange_api__
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[1], "-k", "torch or tensors"]))
+"""
+
+
+def test_tensors_of_a_torch_without_the_exchange_of_dlpack():
+    if not hasattr(pytest.importorskip("torch").Tensor, "__dlpack_c_exchange_api__"):
+        pytest.skip("this torch is one, and the tests above have tried it")
+    result = subprocess.run([sys.executable, "-c", OLD_TORCH, __file__], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout
 
 
 def test_steps_aside_for_unusual_arguments():

@@ -17,6 +17,10 @@
 
 namespace fastssd::FASTSSD_ISA {
 
+constexpr int64_t kFew = 32;  // boxes for which nothing is allocated; a multiple of Suppressor's step
+template <typename T>
+using Entries = SmallBuffer<Entry<KeyOf<T>>, kFew>;
+
 // Keeps the best of sorted boxes: scratch for up to n of them, as columns in order of falling score, each with an id.
 template <typename T>
 class Suppressor {
@@ -154,10 +158,10 @@ class Suppressor {
         return true;
     }
 
-    Buffer<T> block_;
+    SmallBuffer<T, BoxColumns<T>::kColumns * kFew> block_;
     BoxColumns<T> boxes_;
-    Buffer<uint32_t> ids_;
-    Buffer<Flag> dead_;
+    SmallBuffer<uint32_t, kFew> ids_;
+    SmallBuffer<Flag, kFew> dead_;
     Pacer pacer_;
 };
 
@@ -263,7 +267,7 @@ int64_t nms(const T* boxes, const T* scores, int64_t n, double iou_threshold, in
         BoxCells<T> cells(n);
         if (cells.load(boxes, test)) return settle_in_cells(boxes, scores, n, cells, test, keep);
     }
-    Buffer<Entry<KeyOf<T>>> entries(n), scratch(n);
+    Entries<T> entries(n), scratch(n);
     int64_t count = 0;
     const Entry<KeyOf<T>>* const order = sort_by_score(boxes, scores, n, entries.data(), scratch.data(), count);
     return settle_sorted(boxes, order, count, limit, keep);
@@ -272,16 +276,16 @@ int64_t nms(const T* boxes, const T* scores, int64_t n, double iou_threshold, in
 template <typename T>
 int64_t batched_nms(const T* boxes, const T* scores, const int64_t* idxs, int64_t n, double iou_threshold,
                     int64_t* keep) {
-    Buffer<Entry<KeyOf<T>>> entries(n), scratch(n);
+    Entries<T> entries(n), scratch(n);
     int64_t count = 0;
     const Entry<KeyOf<T>>* const order = sort_by_score(boxes, scores, n, entries.data(), scratch.data(), count);
 
-    Buffer<Entry<uint64_t>> grouped(count), group_scratch(count);  // index: place in `order`
+    SmallBuffer<Entry<uint64_t>, kFew> grouped(count), group_scratch(count);  // index: place in `order`
     for (int64_t i = 0; i < count; ++i) grouped[i] = {rising_key(idxs[order[i].index]), static_cast<uint32_t>(i)};
     const Entry<uint64_t>* const groups = sort_entries(grouped.data(), group_scratch.data(), count);
 
-    Buffer<bool> is_kept(count);
-    std::memset(is_kept.data(), 0, static_cast<std::size_t>(count));
+    SmallBuffer<bool, kFew> is_kept(count);
+    for (int64_t i = 0; i < count; ++i) is_kept[i] = false;
     Suppressor<T> suppressor(count);
     const T limit = round_down(T(), iou_threshold);
     for (int64_t begin = 0, end = 0; begin < count; begin = end) {

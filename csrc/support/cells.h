@@ -29,7 +29,9 @@ class BoxCells {
     // so few lie within reach of each other that BoxGrid, which looks at less, is faster.
     bool load(const T* boxes, const OverlapTest<T>& test) {
         if (!(test.limit >= kLeastLimit && test.limit < T(1))) return false;
-        if (!measure(boxes, test)) return false;
+        const double t = static_cast<double>(test.limit);
+        const double reach = larger(1 - t, (1 / t - 1) / 2) * (1 + kMargin) + kMargin;
+        if (sparse_at_a_glance(boxes, reach) || !measure(boxes, reach)) return false;
         place(boxes);
         return true;
     }
@@ -96,8 +98,28 @@ class BoxCells {
     }
     FASTSSD_INLINE const uint32_t* row_of(int32_t row) const { return &starts_[int64_t{row} * sizes_[kX]]; }
 
+    // Judges a few boxes, which spread no further than all do. Either way of NMS is right, whatever this says.
+    bool sparse_at_a_glance(const T* boxes, double reach) const {
+        constexpr int64_t kGlance = 64;
+        double within_reach = static_cast<double>(n_);
+        for (int axis = 0; axis < 2; ++axis) {
+            T low = kInf<T>, high = -kInf<T>, sum = T(0);
+            for (int64_t i = 0; i < kGlance; ++i) {
+                const T* const box = boxes + 4 * (i * n_ / kGlance) + axis;
+                low = smaller(box[0], low);
+                high = larger(box[2], high);
+                sum += box[2] - box[0];
+            }
+            within_reach *= density(reach, high - low, sum / static_cast<T>(kGlance));
+        }
+        return within_reach < kLeastWithinReach;
+    }
+
+    // Which share of boxes of this mean size, whose corners spread over this extent, lies within reach of one.
+    static double density(double reach, double extent, double size) { return 2 * reach * size / (extent + size); }
+
     // Of four numbers the first two are of interest, x and y; the others belong to the corner after.
-    bool measure(const T* boxes, const OverlapTest<T>& test) {
+    bool measure(const T* boxes, double reach) {
         constexpr T kMost = std::numeric_limits<T>::max() / 4;
         const T least = std::sqrt(OverlapTest<T>::kLeastArea);
         const Four<T> zero = Four<T>::all(T(0));
@@ -116,8 +138,6 @@ class BoxCells {
         see(Four<T>::load(last_box), Four<T>{{last_box[2], last_box[3], T(0), T(0)}});
         if (any(tiny)) return false;
 
-        const double t = static_cast<double>(test.limit);
-        const double reach = larger(1 - t, (1 / t - 1) / 2) * (1 + kMargin) + kMargin;
         double extent[2], unit[2], cells = 1, within_reach = static_cast<double>(n_);
         T furthest = 0;
         for (int axis = 0; axis < 2; ++axis) {
@@ -130,7 +150,7 @@ class BoxCells {
             extent[axis] = larger(static_cast<double>(last) - static_cast<double>(first), 0.0);
             unit[axis] = static_cast<double>(total) / static_cast<double>(n_);
             cells *= extent[axis] / unit[axis] + 1;
-            within_reach *= 2 * reach * unit[axis] / (extent[axis] + unit[axis]);
+            within_reach *= density(reach, extent[axis], unit[axis]);
         }
         if (within_reach < kLeastWithinReach) return false;
         const double coarser = larger(std::sqrt(cells / static_cast<double>(n_)), 1.0);

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastssd.backends import FORCE_MATCH
 from fastssd.detection.collate import TargetCollate
-from fastssd.ops import assign_targets, mine_hard_negatives, multibox_cross_entropy
+from fastssd.ops import assign_targets, multibox_cross_entropy
 from fastssd.ops.matching import Targets
 
 CLASS_LOSSES = ("cross_entropy", "focal")
@@ -79,21 +78,18 @@ class Criterion:
         """
         logits, deltas = logits.float(), deltas.float()
         positive = targets.labels > 0  # [B, A]
-        where = positive.nonzero(as_tuple=True)  # their pictures and anchors, looked for once
-        num_positives = targets.labels.new_tensor(len(where[0]))
+        where = positive.flatten().nonzero().squeeze(1)  # [P], their places in the batch, looked for once
+        num_positives = targets.labels.new_full((), len(where))
         hard_negatives = None
         if self.class_loss == "focal":
             classification = self.focal_loss(logits, targets.labels)
-        elif logits.device.type == "cpu":  # the two steps below as one kernel
+        else:
             classification, selected = multibox_cross_entropy(
                 logits, targets.labels, neg_pos_ratio=self.neg_pos_ratio, min_negatives=self.min_negatives
             )
             hard_negatives = selected ^ positive
-        else:
-            hard_negatives = self.select_hard_negatives(logits, targets.labels)
-            classification = self.classification_loss(logits, targets.labels, positive | hard_negatives)
         box_regression = self.box_regression_loss(deltas, targets.deltas, where)
-        scale = 1.0 / max(len(where[0]), 1)
+        scale = 1.0 / max(len(where), 1)
         classification, box_regression = classification * scale, box_regression * scale
         total = classification + self.box_weight * box_regression
         return Losses(total, classification, box_regression, num_positives, hard_negatives)
@@ -143,17 +139,6 @@ class Criterion:
             **options,
         )
 
-    @torch.no_grad()
-    def select_hard_negatives(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The negatives that look least like background, a few for each positive of their picture: bool [B, A]."""
-        loss = logits.logsumexp(-1) - logits[..., 0]  # [B, A], -log p(background)
-        loss = loss.masked_fill(labels < 0, -torch.inf)  # never mined
-        return mine_hard_negatives(loss, labels > 0, neg_pos_ratio=self.neg_pos_ratio, min_negatives=self.min_negatives)
-
-    def classification_loss(self, logits: Tensor, labels: Tensor, selected: Tensor) -> Tensor:
-        """Cross entropy, summed over the selected anchors: []."""
-        return F.cross_entropy(logits[selected], labels[selected], reduction="sum")  # [S, C], [S]
-
     def focal_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sigmoid focal loss, summed over the foreground classes of all anchors but the ignored: []."""
         counted = labels >= 0  # [B, A]
@@ -164,11 +149,10 @@ class Criterion:
         alpha = self.focal_alpha * target + (1 - self.focal_alpha) * (1 - target)
         return (alpha * wrong.pow(self.focal_gamma) * loss).sum()
 
-    def box_regression_loss(
-        self, deltas: Tensor, target_deltas: Tensor, positive: Tensor | tuple[Tensor, ...]
-    ) -> Tensor:
-        """Smooth L1 or L1, summed over the deltas of positive anchors, given as a mask or as indices: []."""
-        deltas, target_deltas = deltas[positive], target_deltas[positive].to(deltas.dtype)  # [P, 4]
+    def box_regression_loss(self, deltas: Tensor, target_deltas: Tensor, where: Tensor) -> Tensor:
+        """Smooth L1 or L1, summed over the deltas of the anchors at `where` in the flattened batch: []."""
+        deltas, target_deltas = (values.flatten(0, 1).index_select(0, where) for values in (deltas, target_deltas))
+        target_deltas = target_deltas.to(deltas.dtype)  # [P, 4]
         if self.box_loss == "l1":
             return F.l1_loss(deltas, target_deltas, reduction="sum")
         return F.smooth_l1_loss(deltas, target_deltas, beta=self.smooth_l1_beta, reduction="sum")

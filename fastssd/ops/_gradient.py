@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -46,7 +47,8 @@ class _WrittenGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
         tensor, *others = ctx.saved_tensors
-        out = torch.empty(tensor.shape, dtype=grad.dtype)  # memory that torch has at hand: fresh pages cost more
+        # Of NumPy, which asks for large pages: where much memory is fresh, small ones cost as much as the kernel.
+        out = torch.from_numpy(np.empty(tensor.shape, grad.cpu().numpy().dtype))
         ctx.write(float(grad), out, tensor, *others)
         return None, None, out.to(tensor), *(None for _ in others)
 
