@@ -25,6 +25,7 @@ SHOWN = (
     "nms 10000, sparse",
     "match_anchors 8 x 8732 x 8",
     "mine 8 x 8732",
+    "criterion 8 x 8732 x 91",
     "postprocess 8 x 8732 x 91, trained",
 )
 
