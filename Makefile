@@ -29,7 +29,8 @@ demo: $(READY)
 
 test: lint
 	@echo "== Tests"
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not alone'
+	$(BIN)/python -m pytest -m alone
 
 lint: $(READY)
 	@echo "== Lint and types"

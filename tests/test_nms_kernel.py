@@ -89,6 +89,7 @@ def test_a_million_boxes_of_which_each_overlaps_one():
     np.testing.assert_array_equal(keep[:kept], winners[np.argsort(-scores[winners])])
 
 
+@pytest.mark.alone
 def test_a_quadratic_case_stops_at_once_when_interrupted():
     n = 400_000
     size = np.exp(np.random.default_rng(0).uniform(-3, 3, n).astype(np.float32))

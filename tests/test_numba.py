@@ -91,6 +91,7 @@ def test_python_threads_at_once():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child process")
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("call", "size"),
     [
@@ -101,8 +102,10 @@ def test_python_threads_at_once():
 )
 def test_ctrl_c_stops_a_long_call(call, size):
     code = f"""
+import signal
 import numpy as np
 from fastssd import ops
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born without
 rng = np.random.default_rng(0)
 corner = rng.random((300_000, 2), np.float32)
 boxes, scores = np.concatenate([corner, corner + np.float32(5e-4)], axis=1), rng.random(300_000, np.float32)

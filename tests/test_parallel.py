@@ -147,6 +147,7 @@ import os, resource, signal, sys, threading, time
 import numpy as np
 from fastssd.backends import cpp, threads
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born without
 rng = np.random.default_rng(0)
 def boxes(n):
     corner = rng.random((n, 2))
@@ -195,6 +196,7 @@ class Script:
 
 
 @posix
+@pytest.mark.alone
 @pytest.mark.parametrize("kernel", ["serial_kernel", "parallel_kernel"])
 def test_ctrl_c_stops_a_long_kernel(kernel: str) -> None:
     script = Script(f"""
