@@ -21,6 +21,7 @@ pytest.importorskip("fastssd._C", reason="this build has no compiled kernels")
 
 from fastssd.backends import cpp, threads
 
+pytestmark = pytest.mark.alone  # threads are counted and timed
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 
@@ -196,7 +197,6 @@ class Script:
 
 
 @posix
-@pytest.mark.alone
 @pytest.mark.parametrize("kernel", ["serial_kernel", "parallel_kernel"])
 def test_ctrl_c_stops_a_long_kernel(kernel: str) -> None:
     script = Script(f"""
