@@ -14,7 +14,17 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 help:
 	@sed -n 's/^#   //p' Makefile
 
-$(READY): pyproject.toml CMakeLists.txt $(SOURCES)
+.PHONY: FORCE
+FORCE:
+
+# An editable installation knows the modules that there were: it is made anew when one comes or goes.
+MODULES := build/modules
+$(MODULES): FORCE
+	@mkdir -p build
+	@find fastssd -name '*.py' | sort > $@.now
+	@cmp -s $@.now $@ && rm $@.now || mv $@.now $@
+
+$(READY): pyproject.toml CMakeLists.txt $(SOURCES) $(MODULES)
 	@echo "== Environment in $(VENV): torch, the packages that fastssd uses, and fastssd itself, compiled from this tree"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -50,7 +60,7 @@ table: $(READY)
 
 # Our operators and their peers, timed side by side in an environment of its own: docs/benchmarks.md.
 BENCH := .bench-venv/bin
-.bench-venv/.ready: pyproject.toml CMakeLists.txt $(SOURCES)
+.bench-venv/.ready: pyproject.toml CMakeLists.txt $(SOURCES) $(MODULES)
 	@echo "== Environment in .bench-venv: the peers (torchvision brings gigabytes) and fastssd, compiled from this tree"
 	test -x $(BENCH)/python || $(PYTHON) -m venv .bench-venv
 	$(BENCH)/python -m pip install --quiet --upgrade 'pip>=25.1'
