@@ -59,6 +59,14 @@ def test_arrays_torch_in_torch_out_and_inputs_untouched(name):
         np.testing.assert_array_equal(tensor.numpy(), copy)
 
 
+def test_arrays_tensors_that_are_negated_only_when_read():
+    corners = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    boxes = torch.complex(corners.new_zeros(2, 4), -torch.cat([corners, corners + 3], 1)).conj().imag
+    assert boxes.is_neg()
+    for call in (ops.box_area, lambda b: ops.box_iou(b, b), lambda b: ops.nms(b, torch.ones(2), 0.1)):
+        assert torch.equal(call(boxes), call(boxes.resolve_neg()))
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_arrays_read_only_and_non_contiguous_inputs(name):
     arrays, options = CALLS[name]

@@ -66,7 +66,7 @@ def to_numpy(name: str, value: Array) -> NDArray[Any]:
     if type(value) is np.ndarray:
         array = value
     elif is_tensor(value):
-        tensor = value.detach().cpu()
+        tensor = value.detach().cpu().resolve_neg()
         array = (tensor.float() if tensor.dtype is sys.modules["torch"].bfloat16 else tensor).numpy()
     else:
         try:
