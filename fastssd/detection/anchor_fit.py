@@ -27,7 +27,7 @@ CLUSTER_ROUNDS = 50
 def fit_anchors(
     preset: Preset, gt_boxes: Sequence[NDArray[np.float32]], gt_labels: Sequence[NDArray[np.int64]]
 ) -> Preset:
-    """`preset` with the scales and ratios that cover this data set best; the network keeps its shape.
+    """`preset` with scales and ratios that cover this data set better, if there are such; the network keeps its shape.
 
     The sizes are clustered under the distance 1 - IoU and handed to the levels by size; then each scale and ratio is
     moved while the mean best IoU grows. Every class weighs the same, so that a rare one is covered too. The same data

@@ -47,6 +47,9 @@ def find_errors(
         truth: what there is.
         iou_threshold, touching: in [0, 1].
 
+    Returns:
+        :class:`PictureErrors`.
+
     Source:
         The kinds are those of TIDE, arXiv:2008.08115, section 2.2, with "both" counted as background.
     """

@@ -29,16 +29,20 @@ def precision_recall(
 ) -> Curve | None:
     """Precision and recall of a class over a data set.
 
-    A detection looks at the ground truth of its class that it overlaps most: right if the IoU is over the threshold and
+    A detection looks at the ground truth of its class that it overlaps most: right if the IoU reaches the threshold and
     no better detection had it; neither right nor wrong if that one is difficult.
 
     Args:
-        detections, truths: of each picture.
-        label: of the class.
+        detections, truths: of each picture, the detections by falling score.
+        label: of the class, 1-based.
         iou_threshold: in [0, 1].
 
     Returns:
-        None where there is nothing to find.
+        A :class:`Curve` with an entry for each of the class's detections that counts; None where there is nothing to
+        find.
+
+    Raises:
+        ValueError: lengths that differ.
 
     Source:
         The development kit of Pascal VOC 2012, VOCevaldet.m, without its one pixel that is added to widths and heights.
@@ -51,9 +55,12 @@ def precision_recall(
         own = found.labels == label
         real = truth.labels == label
         overlap = box_iou(found.boxes[own], truth.boxes[real])
-        best = overlap.argmax(1) if real.any() else np.zeros(len(overlap), np.int64)
-        hits = overlap.max(1, initial=0.0) >= iou_threshold if real.any() else np.zeros(len(overlap), bool)
-        hard = hits & truth.difficult[real][best] if real.any() else hits
+        best = np.zeros(len(overlap), np.int64)
+        hits = hard = np.zeros(len(overlap), bool)
+        if real.any():
+            best = overlap.argmax(1)
+            hits = overlap.max(1) >= iou_threshold
+            hard = hits & truth.difficult[real][best]
         first = np.zeros(len(best), bool)
         first[np.unique(np.where(hits, best, -1), return_index=True)[1]] = True  # detections come by falling score
         scores.append(found.scores[own])
