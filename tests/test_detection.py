@@ -132,16 +132,17 @@ def _slow_losses(criterion, anchors, gt_boxes, gt_labels, logits, deltas):
                 continue
             logit = logits[image, anchor]
             label = int(labels[matched]) if matched >= 0 else 0
+            weight = criterion.class_weights[label - 1] if criterion.class_weights and label else 1.0
             if criterion.class_loss == "focal":
                 for column in range(1, len(logit)):
                     p = torch.sigmoid(logit[column])
                     hit = label == column
                     p, alpha = (p, criterion.focal_alpha) if hit else (1 - p, 1 - criterion.focal_alpha)
-                    class_loss = class_loss - alpha * (1 - p) ** criterion.focal_gamma * p.log()
+                    class_loss = class_loss - weight * alpha * (1 - p) ** criterion.focal_gamma * p.log()
             else:
                 loss = -logit.log_softmax(0)[label]
                 if matched >= 0:
-                    class_loss = class_loss + loss
+                    class_loss = class_loss + weight * loss
                 else:
                     negatives.append(loss)
             if matched >= 0:
@@ -163,8 +164,10 @@ def _slow_losses(criterion, anchors, gt_boxes, gt_labels, logits, deltas):
         Criterion(neg_pos_ratio=1.5, min_negatives=10, box_loss="l1", box_weight=2.0),
         Criterion(background_threshold=0.3, smooth_l1_beta=0.1),
         Criterion(background_threshold=0.3, class_loss="focal"),
+        Criterion(class_weights=(0.0, 3.0, 0.5)),
+        Criterion(class_weights=(0.0, 3.0, 0.5), class_loss="focal"),
     ],
-    ids=["default", "l1", "ignored", "focal"],
+    ids=["default", "l1", "ignored", "focal", "weighted", "weighted focal"],
 )
 def test_losses_and_gradients_equal_the_slow_version(criterion):
     anchors, gt_boxes, gt_labels, logits, deltas = _batch()
@@ -177,6 +180,28 @@ def test_losses_and_gradients_equal_the_slow_version(criterion):
     torch.testing.assert_close(losses.classification, ref_class)
     torch.testing.assert_close(losses.box_regression, ref_box)
     torch.testing.assert_close(comp, ref)
+
+
+def test_class_weights_are_those_of_torch():
+    """Over the anchors that take part: a cross entropy with weights, as torch has it, summed."""
+    anchors, gt_boxes, gt_labels, logits, deltas = _batch()
+    criterion = Criterion(class_weights=(0.2, 3.0, 7.0))
+    targets = criterion.match_targets(anchors, gt_boxes, gt_labels)
+    losses = criterion(logits, deltas, targets)
+    (comp,) = torch.autograd.grad(losses.classification, logits)
+
+    chosen = (targets.labels > 0) | losses.hard_negatives
+    weight = torch.tensor([1.0, 0.2, 3.0, 7.0])
+    ref = torch.nn.functional.cross_entropy(logits[chosen], targets.labels[chosen], weight, reduction="sum")
+    ref = ref / losses.num_positives
+    assert torch.equal(losses.hard_negatives, Criterion()(logits, deltas, targets).hard_negatives)
+    torch.testing.assert_close(losses.classification, ref)
+    torch.testing.assert_close(comp, *torch.autograd.grad(ref, logits))
+    for wrong in ((1.0, 2.0), (1.0,) * 4):
+        with pytest.raises(ValueError, match="class_weights"):
+            replace(criterion, class_weights=wrong)(logits, deltas, targets)
+    with pytest.raises(ValueError, match="class_weights"):
+        Criterion(class_weights=(1.0, -1.0, 1.0))
 
 
 def test_gradients_flow_only_where_they_should():

@@ -138,6 +138,10 @@ def train(
     class_loss: Annotated[str | None, option("cross_entropy (with mining) or focal.", "cross_entropy", LOSS)] = None,
     box_loss: Annotated[str | None, option("smooth_l1 or l1.", "smooth_l1", LOSS)] = None,
     box_weight: Annotated[float | None, option("Weight of the box loss.", "1.0", LOSS)] = None,
+    class_weights: Annotated[
+        str | None,
+        option("Weight of a class in the class loss, by name: Platelets=3,WBC=0.5; the others have 1.", "none", LOSS),
+    ] = None,
     neg_pos_ratio: Annotated[float | None, option("Mined negatives a positive.", "3.0", LOSS)] = None,
     iou_threshold: Annotated[float | None, option("IoU that makes an anchor positive.", "0.5", LOSS)] = None,
     force_match: Annotated[
@@ -194,9 +198,12 @@ def train(
     before = training.TrainConfig()
     if resume is not None:
         before = training.TrainConfig.from_dict(training.load_checkpoint(checkpoint_in(resume, "last"))[1].config)
+    weights_by_name = given.pop("class_weights", None)
     config = changed(before, given)
     train_name, eval_name = splits_of(data, train_split, eval_split)
     train_data, eval_data = load(data, train_name, on_error), load(data, eval_name, on_error)
+    if weights_by_name is not None:
+        config = changed(config, {"class_weights": class_weights_in(weights_by_name, train_data.class_names)})
     say(
         f"{data}: {len(train_data)} pictures to learn from ({train_name}), {len(eval_data)} to evaluate on "
         f"({eval_name}), classes {', '.join(train_data.class_names)}"
@@ -236,6 +243,21 @@ def changed(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
         return replace(config, **own(config), criterion=criterion, augment=augment)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def class_weights_in(text: str, class_names: Sequence[str]) -> tuple[float, ...]:
+    """The weight of each class out of ``name=weight,name=weight``; 1 for those that are not named."""
+    weights = dict.fromkeys(class_names, 1.0)
+    for part in text.split(","):
+        name, _, weight = (piece.strip() for piece in part.rpartition("="))
+        if name not in weights:
+            known = ", ".join(class_names)
+            raise typer.BadParameter(f"--class-weights: {part!r} is no NAME=WEIGHT of a class; the classes are {known}")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            raise typer.BadParameter(f"--class-weights: {weight!r} of {name} is not a number") from None
+    return tuple(weights.values())
 
 
 def epochs_in(seconds: float, config: TrainConfig, data: DetectionDataset) -> int:

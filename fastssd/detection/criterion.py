@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,7 +20,8 @@ BOX_LOSSES = ("smooth_l1", "l1")
 
 
 class Losses(NamedTuple):
-    """What a :class:`Criterion` returns: sums over anchors, divided by the batch's positives (at least 1)."""
+    """What a :class:`Criterion` returns: sums over anchors, divided by the batch's positives (at least 1), or by the
+    normalizer."""
 
     total: Tensor
     """The weighted sum of the two below: [], with gradient."""
@@ -47,6 +49,10 @@ class Criterion:
         class_loss: ``"cross_entropy"`` over positives and mined negatives, or ``"focal"`` over all anchors, without
             mining; the latter reads the logits as sigmoids (preset's activation ``"sigmoid"``).
         focal_alpha, focal_gamma: of the focal loss (arXiv:1708.02002).
+        class_weights: for each foreground class what the class loss of its positive anchors is multiplied by; None: 1.
+            Background weighs 1; which negatives are mined, the box loss and the divisor, the number of positives, stay
+            as they are. So the cross entropy is that of ``torch.nn.functional.cross_entropy`` with ``weight=(1,
+            *class_weights)`` and ``reduction="sum"``, and the focal loss has a row times its class's weight.
         box_loss: ``"smooth_l1"`` or ``"l1"``.
         smooth_l1_beta: where smooth L1 turns from quadratic to linear, in deltas.
         box_weight: weight of the box loss in the total.
@@ -60,6 +66,7 @@ class Criterion:
     class_loss: str = "cross_entropy"
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
+    class_weights: tuple[float, ...] | None = None
     box_loss: str = "smooth_l1"
     smooth_l1_beta: float = 1.0
     box_weight: float = 1.0
@@ -69,12 +76,24 @@ class Criterion:
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
+        if self.class_weights is not None:
+            weights = tuple(map(float, self.class_weights))
+            if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+                raise ValueError(f"class_weights: expected finite numbers >= 0, got {weights}")
+            object.__setattr__(self, "class_weights", weights)  # a tuple out of a configuration file's list too
 
-    def __call__(self, logits: Tensor, deltas: Tensor, targets: Targets) -> Losses:
+    def __call__(
+        self, logits: Tensor, deltas: Tensor, targets: Targets, *, normalizer: Tensor | float | None = None
+    ) -> Losses:
         """
         Args:
             logits, deltas: [B, A, C] and [B, A, 4] of the network, any float dtype.
             targets: of :meth:`match_targets` or a batch of :meth:`collate`, on the same device.
+            normalizer: what the sums are divided by instead of the batch's positives: in a distributed run the mean of
+                the processes' positives makes the averaged gradient that of all their batches as one.
+
+        Raises:
+            ValueError: ``class_weights`` are not one for each of the C - 1 foreground classes.
         """
         logits, deltas = logits.float(), deltas.float()
         positive = targets.labels > 0  # [B, A]
@@ -84,12 +103,10 @@ class Criterion:
         if self.class_loss == "focal":
             classification = self.focal_loss(logits, targets.labels)
         else:
-            classification, selected = multibox_cross_entropy(
-                logits, targets.labels, neg_pos_ratio=self.neg_pos_ratio, min_negatives=self.min_negatives
-            )
+            classification, selected = self.cross_entropy(logits, targets.labels)
             hard_negatives = selected ^ positive
         box_regression = self.box_regression_loss(deltas, targets.deltas, where)
-        scale = 1.0 / max(len(where), 1)
+        scale = 1.0 / (max(len(where), 1) if normalizer is None else normalizer)
         classification, box_regression = classification * scale, box_regression * scale
         total = classification + self.box_weight * box_regression
         return Losses(total, classification, box_regression, num_positives, hard_negatives)
@@ -139,15 +156,44 @@ class Criterion:
             **options,
         )
 
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropy, summed over positives and mined negatives: []; and which they are: bool [B, A]."""
+        weighted = self.class_weights is not None
+        loss, selected = multibox_cross_entropy(
+            logits.detach() if weighted else logits,
+            labels,
+            neg_pos_ratio=self.neg_pos_ratio,
+            min_negatives=self.min_negatives,
+        )
+        if weighted:  # the kernel has mined; what it has chosen are few rows
+            where = selected.flatten().nonzero().squeeze(1)  # [S]
+            rows, classes = (values.flatten(0, 1).index_select(0, where) for values in (logits, labels))
+            loss = F.cross_entropy(rows, classes, self._column_weights(logits), reduction="sum")
+        return loss, selected
+
+    def _column_weights(self, logits: Tensor) -> Tensor:
+        """[C], of the background and of each class."""
+        weights = self.class_weights or ()
+        if len(weights) != logits.shape[-1] - 1:
+            raise ValueError(
+                f"class_weights: expected one for each of the {logits.shape[-1] - 1} foreground classes, "
+                f"got {len(weights)}"
+            )
+        return logits.new_tensor((1.0, *weights))
+
     def focal_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sigmoid focal loss, summed over the foreground classes of all anchors but the ignored: []."""
+        weights = None if self.class_weights is None else self._column_weights(logits)
         counted = labels >= 0  # [B, A]
-        logits = logits[counted][:, 1:]  # [S, C - 1]
-        target = F.one_hot(labels[counted], logits.shape[1] + 1)[:, 1:].to(logits.dtype)  # [S, C - 1]
+        logits, labels = logits[counted][:, 1:], labels[counted]  # [S, C - 1], [S]
+        target = F.one_hot(labels, logits.shape[1] + 1)[:, 1:].to(logits.dtype)  # [S, C - 1]
         loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         wrong = (logits.sigmoid() - target).abs()  # 1 - p of the truth
         alpha = self.focal_alpha * target + (1 - self.focal_alpha) * (1 - target)
-        return (alpha * wrong.pow(self.focal_gamma) * loss).sum()
+        loss = alpha * wrong.pow(self.focal_gamma) * loss
+        if weights is not None:
+            loss = loss * weights[labels, None]
+        return loss.sum()
 
     def box_regression_loss(self, deltas: Tensor, target_deltas: Tensor, where: Tensor) -> Tensor:
         """Smooth L1 or L1, summed over the deltas of the anchors at `where` in the flattened batch: []."""

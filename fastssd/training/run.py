@@ -107,6 +107,9 @@ def train(
         run_dir = run_dir or checkpoint.parent.parent
         _announce_resume(checkpoint, info, report_line)
     config = config or TrainConfig()
+    weights = config.criterion.class_weights
+    if weights is not None and len(weights) != len(class_names):
+        raise ValueError(f"class_weights: expected one for each of {', '.join(class_names)}; got {len(weights)}")
     folder = Path(run_dir or new_run_dir(config.model))
     if resume is None and (folder / "checkpoints").exists():
         raise ValueError(f"{folder} holds a run already; resume it, or choose another folder")
