@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("lightning")
 
 import torch
+from torch.utils.data import BatchSampler
 
 from fastssd.data import Sample, shapes_dataset
 from fastssd.detection import TINYSSD, Criterion, TinySSD, detect_batch
@@ -33,10 +34,10 @@ from fastssd.training import (
     train,
 )
 from fastssd.training.checkpoint import read_checkpoint, save_checkpoint
-from fastssd.training.datasets import Cached, train_loader
+from fastssd.training.datasets import Cached, EpochSampler, train_loader
 
 TINY = replace(TINYSSD, image_size=64, grid_sizes=((8, 8), (4, 4), (2, 2), (1, 1), (1, 1)))
-COLLATE = Criterion().collate(TINY.anchors())
+COLLATES = {64: Criterion().collate(TINY.anchors())}
 CONFIG = TrainConfig(preset=TINY, epochs=3, batch_size=2, accelerator="cpu", num_workers=0)
 
 
@@ -72,8 +73,7 @@ def test_one_batch_can_be_learnt_by_heart(data):
     torch.manual_seed(0)
     still = Augment(flip=0, photometric=0, zoom=0, shift=0)
     criterion = Criterion()
-    collate = criterion.collate(TINY.anchors())
-    loader = train_loader(Cached(data[0]), still, collate, size=64, batch_size=7, seed=0, num_workers=0)
+    loader = train_loader(Cached(data[0]), still, COLLATES, batch_size=7, seed=0, num_workers=0)
     (batch,) = loader
     model = TinySSD(len(data[0].class_names), TINY)
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
@@ -89,10 +89,12 @@ def test_one_batch_can_be_learnt_by_heart(data):
 
 
 def test_batches_depend_on_seed_and_epoch_alone(data):
+    collates = {size: Criterion().collate(TINY.anchors()) for size in (64, 96)}
+
     def batches(num_workers, epoch, seed=0):
         augment = Augment(crop=0.7, zoom_out=0.5, mosaic=0.4)
-        options = {"size": 64, "batch_size": 3, "seed": seed, "num_workers": num_workers}
-        loader = train_loader(Cached(data[0]), augment, COLLATE, **options)
+        options = {"batch_size": 3, "seed": seed, "num_workers": num_workers}
+        loader = train_loader(Cached(data[0]), augment, collates, **options)
         loader.sampler.set_epoch(epoch)
         return [(batch.image_ids, batch.images, *batch.targets) for batch in loader]
 
@@ -104,18 +106,45 @@ def test_batches_depend_on_seed_and_epoch_alone(data):
     assert not same(batches(0, 4), batches(0, 4, seed=1))
 
 
-def test_processes_of_a_distributed_run_share_an_epoch(data):
-    shares = [
-        [
-            index
-            for _, index in train_loader(
-                Cached(data[0]), Augment(), COLLATE, size=64, batch_size=2, seed=0, **place
-            ).sampler
-        ]
-        for place in ({"rank": 0, "world_size": 2}, {"rank": 1, "world_size": 2})
-    ]
-    assert [len(share) for share in shares] == [4, 4]
-    assert set(shares[0]) | set(shares[1]) == set(range(7))
+def test_several_sizes_have_their_own_anchors(data):
+    model = TinySSD(len(data[0].class_names), TINY)
+    presets = {size: model.allow_size(size) for size in (64, 80, 96)}
+    assert presets[64] == TINY
+    collates = {size: Criterion().collate(preset.anchors()) for size, preset in presets.items()}
+    loader = train_loader(Cached(data[0]), Augment(), collates, batch_size=1, seed=0)
+    seen = set()
+    for item, batch in zip(loader.sampler, loader, strict=True):
+        assert batch.images.shape == (1, item.size, item.size, 3)
+        sample = loader.dataset[item]
+        anchors = torch.from_numpy(presets[item.size].anchors())
+        ref = Criterion().match_targets(anchors, *([torch.from_numpy(part)] for part in (sample.boxes, sample.labels)))
+        assert all(map(torch.equal, batch.targets, ref))
+        logits, _ = model(to_input(batch.images))
+        assert logits.shape[1] == len(anchors)
+        seen.add(item.size)
+    assert len(seen) > 1
+    with pytest.raises(ValueError, match="32 x 32"):
+        model.allow_size(32)
+    with pytest.raises(ValueError, match="72 x 72"):
+        model(torch.rand(1, 3, 72, 72))
+
+
+@pytest.mark.parametrize("length", [8, 13, 16, 23])
+def test_processes_share_the_batches_of_one_with_larger_batches(length):
+    def batches(batch_size, **place):
+        sampler = EpochSampler(length, batch_size, (64, 96, 128), 3, **place)
+        sampler.set_epoch(5)
+        return list(BatchSampler(sampler, batch_size, drop_last=True))
+
+    one = batches(8)
+    first, second = (batches(4, rank=rank, world_size=2) for rank in (0, 1))
+    assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == [sorted(batch) for batch in one]
+
+
+def test_processes_of_a_distributed_run_share_few_pictures():
+    shares = [[item.picture for item in EpochSampler(5, 4, (64,), 0, rank, 2)] for rank in (0, 1)]
+    assert [len(share) for share in shares] == [3, 3]
+    assert set(shares[0]) | set(shares[1]) == set(range(5))
 
 
 def test_difficult_boxes_are_not_learnt(data):
@@ -130,8 +159,8 @@ def test_difficult_boxes_are_not_learnt(data):
             return Sample(np.zeros((64, 64, 3), np.uint8), boxes, np.array([1, 1]), "a", np.array([False, True]))
 
     still = Augment(flip=0, zoom=0, shift=0)
-    loader = train_loader(Cached(Hard()), still, COLLATE, size=64, batch_size=1, seed=0)
-    np.testing.assert_allclose(loader.dataset[0, 0].boxes, np.array([[0, 0, 30, 30]]) / 64)
+    loader = train_loader(Cached(Hard()), still, COLLATES, batch_size=1, seed=0)
+    np.testing.assert_allclose(loader.dataset[0, 0, 64].boxes, np.array([[0, 0, 30, 30]]) / 64)
 
 
 # --- the run -----------------------------------------------------------------------------------------------------

@@ -167,6 +167,10 @@ def train(
         float | None, option("Probability of room around the picture, up to four times.", "0.0", AUGMENTATION)
     ] = None,
     mosaic: Annotated[float | None, option("Probability of four pictures in one.", "0.0", AUGMENTATION)] = None,
+    multi_scale: Annotated[
+        str | None,
+        option("Sizes of the input of which each batch has one, such as 224,256,288.", "the preset's", AUGMENTATION),
+    ] = None,
     accelerator: Annotated[str | None, option("auto, cpu or gpu.", "auto", HARDWARE)] = None,
     devices: Annotated[str | None, option("How many, or auto.", "1", HARDWARE)] = None,
     num_nodes: Annotated[int | None, option("Machines.", "1", HARDWARE)] = None,
@@ -234,6 +238,8 @@ def changed(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
 
     if "freeze" in given:
         given = given | {"freeze": tuple(given["freeze"])}
+    if isinstance(given.get("multi_scale"), str):
+        given = given | {"multi_scale": sizes_in(given["multi_scale"])}
     devices = given.get("devices")
     if isinstance(devices, str) and devices.isdecimal():
         given = given | {"devices": int(devices)}
@@ -258,6 +264,14 @@ def class_weights_in(text: str, class_names: Sequence[str]) -> tuple[float, ...]
         except ValueError:
             raise typer.BadParameter(f"--class-weights: {weight!r} of {name} is not a number") from None
     return tuple(weights.values())
+
+
+def sizes_in(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise typer.BadParameter(f"--multi-scale: expected sizes such as 224,256,288; got {text!r}") from None
 
 
 def epochs_in(seconds: float, config: TrainConfig, data: DetectionDataset) -> int:

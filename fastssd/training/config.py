@@ -44,6 +44,8 @@ class TrainConfig:
             so that a short run forgets its first weights too.
         criterion: the losses.
         augment: the changes of training pictures.
+        multi_scale: heights and widths of the input, pixels, of which each batch has one, drawn by seed, epoch and
+            place in the epoch, with that size's own anchors; empty: always the preset's. Evaluation is at the preset's.
         seed: decides initial weights, order and augmentation.
         eval_every: epochs between two evaluations.
         early_stop: evaluations without a better AP50 after which the run ends; 0 for never.
@@ -72,6 +74,7 @@ class TrainConfig:
     ema: float = 0.0
     criterion: Criterion = field(default_factory=Criterion)
     augment: Augment = field(default_factory=Augment)
+    multi_scale: tuple[int, ...] = ()
     seed: int = 0
     eval_every: int = 1
     early_stop: int = 0
@@ -103,6 +106,8 @@ class TrainConfig:
             raise ValueError(f"lr, warmup: expected lr > 0 and warmup in [0, 1), got {self.lr} and {self.warmup}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected a decay in [0, 1), got {self.ema}")
+        if len(set(self.multi_scale)) < len(self.multi_scale) or not all(size >= 1 for size in self.multi_scale):
+            raise ValueError(f"multi_scale: expected different sizes in pixels, got {self.multi_scale}")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < part < 1 for part in self.milestones):
             raise ValueError(f"milestones: expected rising parts of all steps in (0, 1), got {self.milestones}")
 
@@ -134,7 +139,7 @@ class TrainConfig:
                     given[name] = kind(**given[name])
             if isinstance(given.get("preset"), Mapping):
                 given["preset"] = Preset.from_dict(given["preset"])
-            for name in {"freeze", "milestones"} & given.keys():
+            for name in {"freeze", "milestones", "multi_scale"} & given.keys():
                 given[name] = tuple(given[name])
             return cls(**given)
         except TypeError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -95,29 +95,36 @@ class Resized:
         return picture
 
 
-class TrainSet(Dataset[Sample]):
-    """Augmented pictures at the network's size with boxes as fractions. Difficult boxes are not learnt from.
+class Item(NamedTuple):
+    """What a :class:`TrainSet` is asked for."""
 
-    An item is asked for as (epoch, index) and depends on nothing else but the seed: not on the order of the questions
-    and not on the worker process that answers.
+    epoch: int
+    picture: int  # its place in the data set
+    size: int  # height and width, pixels
+
+
+class TrainSet(Dataset[Sample]):
+    """Augmented pictures at the size asked for, with boxes as fractions. Difficult boxes are not learnt from.
+
+    An item depends on nothing else but the seed: not on the order of the questions and not on the worker process that
+    answers.
     """
 
-    def __init__(self, samples: Cached, augment: Augment, size: int, seed: int) -> None:
+    def __init__(self, samples: Cached, augment: Augment, seed: int) -> None:
         self.samples = samples
         self.augment = augment
-        self.size = size
         self.seed = seed
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
+    def __getitem__(self, item: Item) -> Sample:
+        epoch, index, size = item
         rng = np.random.default_rng((self.seed, epoch, index))
         samples = [self.samples[index]]
         if rng.random() < self.augment.mosaic:
             samples += [self.samples[int(other)] for other in rng.integers(len(self), size=3)]
-        image, boxes, labels = self.augment([_learnt(sample) for sample in samples], self.size, rng)
+        image, boxes, labels = self.augment([_learnt(sample) for sample in samples], size, rng)
         return Sample(image, boxes, labels, samples[0].image_id, np.zeros(len(boxes), bool))
 
 
@@ -141,17 +148,27 @@ class EvalSet(Dataset[tuple[int, EvalPicture]]):
         return index, self.pictures[index]
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """A permutation for each epoch, as (epoch, index), shared out between the processes of a distributed run.
+class EpochSampler(Sampler[Item]):
+    """A permutation for each epoch, shared out between the processes of a distributed run.
+
+    The batches with which the processes take a step are together the batch with which one process alone would, if its
+    batches were so large.
 
     Args:
         length: of the data set.
-        seed: the permutation depends on it and on the epoch alone.
-        rank, world_size: this process among all. Each gets the same number; the first few serve twice to even it out.
+        batch_size: items of a process that go into one batch, and have one size.
+        sizes: heights and widths to draw from, pixels.
+        seed: permutation and sizes depend on it and on the epoch alone.
+        rank, world_size: this process among all. Each gets the same number, in a step all of the same size. Where the
+            data set is smaller than a step, the first few serve twice to even it out.
     """
 
-    def __init__(self, length: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, length: int, batch_size: int, sizes: Sequence[int], seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.length = length
+        self.batch_size = batch_size
+        self.sizes = tuple(sizes)
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -169,20 +186,38 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __len__(self) -> int:
         """Of a whole epoch, wherever this one begins: Lightning counts from there itself."""
-        return -(-self.length // self.world_size)
+        whole_steps = self.length >= self.batch_size * self.world_size
+        return self.length // self.world_size if whole_steps else -(-self.length // self.world_size)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        mine = np.resize(order, len(self) * self.world_size)[self.rank :: self.world_size]
-        return iter([(self.epoch, int(index)) for index in mine[self.start :]])
+    def __iter__(self) -> Iterator[Item]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.length)
+        mine = np.resize(order, len(self) * self.world_size)[self.rank :: self.world_size].tolist()
+        batches = rng.integers(len(self.sizes), size=-(-len(self) // self.batch_size)).tolist()
+        sizes = (self.sizes[batches[place // self.batch_size]] for place in range(len(self)))
+        items = [Item(self.epoch, index, size) for index, size in zip(mine, sizes, strict=True)]
+        return iter(items[self.start :])
+
+
+class CollateBySize:
+    """Makes a batch's targets by the anchors of its size.
+
+    Args:
+        collates: by height and width, pixels.
+    """
+
+    def __init__(self, collates: Mapping[int, TargetCollate]) -> None:
+        self.collates = dict(collates)
+
+    def __call__(self, samples: Sequence[Sample]) -> TargetBatch:
+        return self.collates[len(samples[0].image)](samples)
 
 
 def train_loader(
     samples: Cached,
     augment: Augment,
-    collate: TargetCollate,
+    collates: Mapping[int, TargetCollate],
     *,
-    size: int,
     batch_size: int,
     seed: int,
     num_workers: int | None = None,
@@ -195,21 +230,21 @@ def train_loader(
     Args:
         samples: the training set.
         augment: what is done to them.
-        collate: makes the targets.
-        size: height and width of the network's input, pixels.
+        collates: what makes the targets, by height and width of the network's input, pixels. Of several sizes each
+            batch has one.
         batch_size: pictures a step in this process.
-        seed: decides order and augmentation.
+        seed: decides order, sizes and augmentation.
         num_workers: processes that read; None: none for pictures that are kept in memory, else some of the cores.
         rank, world_size: as in :class:`EpochSampler`.
     """
-    sampler = EpochSampler(len(samples), seed, rank, world_size)
+    sampler = EpochSampler(len(samples), batch_size, tuple(collates), seed, rank, world_size)
     workers = _workers(samples, num_workers)
     return DataLoader(
-        TrainSet(samples, augment, size, seed),  # type: ignore[arg-type]
+        TrainSet(samples, augment, seed),  # type: ignore[arg-type]
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=CollateBySize(collates),
         drop_last=len(sampler) >= batch_size,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import lightning.pytorch as L
@@ -19,6 +20,7 @@ from fastssd.detection.models import SSD, Preset
 from fastssd.detection.postprocess import ImageDetections, detect_batch
 from fastssd.detection.preprocess import to_input
 from fastssd.evaluation import MAX_DETECTIONS, GroundTruth, coco_metrics
+from fastssd.ops.matching import Targets
 from fastssd.training.checkpoint import KEY, CheckpointInfo
 from fastssd.training.config import TrainConfig
 from fastssd.training.datasets import Cached, EpochSampler, EvalBatch, Resized, eval_loader, train_loader
@@ -59,14 +61,22 @@ class StepClock:
 
 
 class DetectorData(L.LightningDataModule):
-    """The loaders of this process's share, and the place at which the first epoch begins."""
+    """The loaders of this process's share, and the place at which the first epoch begins.
 
-    def __init__(self, train: Cached, evaluation: Resized, preset: Preset, config: TrainConfig) -> None:
+    Args:
+        train, evaluation: the pictures.
+        presets: for each size of the training input the anchors that targets are made for.
+        config: of the run.
+    """
+
+    def __init__(self, train: Cached, evaluation: Resized, presets: Sequence[Preset], config: TrainConfig) -> None:
         super().__init__()
         self.train_samples = train
         self.eval_pictures = evaluation
         self.config = config
-        self.collate = config.criterion.collate(preset.anchors(), preset.variances)
+        self.collates = {
+            preset.image_size: config.criterion.collate(preset.anchors(), preset.variances) for preset in presets
+        }
         self.start = (0, 0)
         """Epoch, and batches of it that are done."""
 
@@ -75,8 +85,7 @@ class DetectorData(L.LightningDataModule):
         loader = train_loader(
             self.train_samples,
             self.config.augment,
-            self.collate,
-            size=self.eval_pictures.size,
+            self.collates,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             num_workers=self.config.num_workers,
@@ -133,22 +142,45 @@ class DetectorModule(L.LightningModule):
         self.clock.lap("data")
         logits, deltas = self.model(to_input(batch.images))  # [B, A, C], [B, A, 4]
         self.clock.lap("forward")
-        losses = self.config.criterion(logits, deltas, batch.targets)
+        losses = self.config.criterion(logits, deltas, batch.targets, normalizer=self._normalizer(batch.targets))
         self._record(losses, batch, batch_idx)
         self.batches_done = batch_idx + 1
         return losses.total
 
+    def _normalizer(self, targets: Targets) -> Tensor | None:
+        """What makes the average of the processes' gradients that of all their batches as one."""
+        if self.trainer.world_size == 1:
+            return None
+        positives = (targets.labels > 0).sum(dtype=torch.float32)
+        return self._mean(positives).clamp(min=1 / self.trainer.world_size)
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """Over all processes."""
+        if self.trainer.world_size > 1:
+            value = value / self.trainer.world_size
+            torch.distributed.all_reduce(value)
+        return value
+
+    def _gathered(self, value: Any) -> list[Any]:
+        """One of each process."""
+        values = [value] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            torch.distributed.all_gather_object(values, value)
+        return values
+
     def _record(self, losses: Losses, batch: TargetBatch, batch_idx: int) -> None:
-        """Log the losses; stop if they are of no use."""
-        values = torch.stack([losses.total, losses.classification, losses.box_regression]).detach().tolist()
-        if not all(map(math.isfinite, values)):
+        """Log the losses, those of all processes' batches as one; stop if they are of no use."""
+        own = torch.stack([losses.total, losses.classification, losses.box_regression]).detach()
+        values = self._mean(own).tolist()
+        if not all(map(math.isfinite, values)):  # in all processes at once
+            pictures = itertools.chain(*self._gathered([] if own.isfinite().all() else batch.image_ids))
             raise NonFiniteLossError(
                 f"the loss is {values[0]} (classification {values[1]}, box regression {values[2]}) in epoch "
-                f"{self.current_epoch + 1}, batch {batch_idx + 1}, pictures {', '.join(batch.image_ids)}. "
+                f"{self.current_epoch + 1}, batch {batch_idx + 1}, pictures {', '.join(pictures)}. "
                 "The last checkpoint is from before it. A lower learning rate or gradient clipping may help."
             )
         named = dict(zip(("loss", "loss_class", "loss_box"), values, strict=True))
-        size = len(batch.image_ids)
+        size = len(batch.image_ids) * self.trainer.world_size
         for name, value in named.items():
             self._sums[name] += value * size
         self._sums["pictures"] += size
@@ -197,10 +229,6 @@ class DetectorModule(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         sums = self._so_far()
         seconds = sums.pop("seconds")
-        if self.trainer.world_size > 1:
-            shares = torch.tensor(list(sums.values()), device=self.device)
-            torch.distributed.all_reduce(shares)
-            sums = dict(zip(sums, shares.tolist(), strict=True))
         pictures = sums.pop("pictures")
         self.epochs_done, self.batches_done = self.current_epoch + 1, 0
         metrics = self.metrics if self._evaluated and self.metrics else dict.fromkeys(("AP", "AP50", "AP75"))
@@ -242,11 +270,7 @@ class DetectorModule(L.LightningModule):
         self._found |= detect_eval_batch(self.model, batch, self.config)
 
     def on_validation_epoch_end(self) -> None:
-        found = self._found
-        if self.trainer.world_size > 1:
-            shares: list[dict[int, tuple[ImageDetections, GroundTruth]]] = [{}] * self.trainer.world_size
-            torch.distributed.all_gather_object(shares, found)
-            found = {index: pair for share in shares for index, pair in share.items()}
+        found = {index: pair for share in self._gathered(self._found) for index, pair in share.items()}
         self.metrics = metrics_of(found, self.class_names)
         for name in ("AP", "AP50", "AP75"):
             self.log(name, self.metrics[name] or 0.0, prog_bar=name == "AP50")

@@ -128,7 +128,8 @@ def train(
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     samples = Cached(train_data, config.cache)
     eval_pictures = Resized(eval_data, preset.image_size, config.cache)
-    data = DetectorData(samples, eval_pictures, preset, config)
+    presets = [model.allow_size(size) for size in config.multi_scale] or [preset]
+    data = DetectorData(samples, eval_pictures, presets, config)
     if info:
         data.start = (info.epoch, info.batches)
     module = DetectorModule(model, config, class_names, report_line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,20 @@ class Preset:
                 center = center.clip(0, 1)
             levels.append(np.concatenate([center - size / 2, center + size / 2], -1).reshape(-1, 4))
         return np.concatenate(levels).astype(np.float32)
+
+    def at_size(self, image_size: int, grid_sizes: Sequence[tuple[int, int]]) -> Preset:
+        """The same anchors, as fractions of the picture, over the feature maps that another size of input gives.
+
+        Where there are steps, one stays as many pixels if the feature map is still the picture in such steps, rounded
+        up; else it becomes an equal part of the picture.
+        """
+        steps = self.steps
+        if steps is not None:
+            steps = tuple(
+                step if grid == (math.ceil(image_size / step),) * 2 else image_size / grid[0]
+                for step, grid in zip(steps, grid_sizes, strict=True)
+            )
+        return replace(self, image_size=image_size, grid_sizes=tuple(grid_sizes), steps=steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; :meth:`from_dict` is the inverse."""

@@ -62,6 +62,7 @@ class SSD(nn.Module):
             name = type(backbone).__name__.lower()
             preset = preset or Preset.spaced(name, image_size, [(rows, columns) for _, rows, columns in shapes])
         self.preset = preset
+        self.other_grid_sizes: tuple[tuple[tuple[int, int], ...], ...] = ()  # see allow_size
         self.num_classes = num_classes
         self.class_names: tuple[str, ...] = ()
         self.frozen: tuple[str, ...] = ()
@@ -85,7 +86,7 @@ class SSD(nn.Module):
         """
         maps = _as_list(self.backbone((images - self.mean) / self.std))  # [B, D_l, H_l, W_l] for each level l
         grids = tuple((x.shape[2], x.shape[3]) for x in maps)
-        if grids != self.preset.grid_sizes:
+        if grids != self.preset.grid_sizes and grids not in self.other_grid_sizes:
             size = self.preset.image_size
             raise ValueError(
                 f"images: a picture of {images.shape[2]} x {images.shape[3]} gives feature maps {grids}; "
@@ -93,6 +94,34 @@ class SSD(nn.Module):
             )
         logits, deltas = self.head(maps)
         return logits, deltas
+
+    def allow_size(self, image_size: int) -> Preset:
+        """Take pictures of another size too, as training at several scales does.
+
+        Args:
+            image_size: height and width, pixels.
+
+        Returns:
+            The preset of that size: its :meth:`~Preset.anchors` are what the outputs speak of, in place of
+            :attr:`anchors`, which remain those of the network's own preset.
+
+        Raises:
+            ValueError: the backbone cannot take such pictures.
+        """
+        levels = len(self.preset.grid_sizes)
+        try:
+            grids = tuple((rows, columns) for _, rows, columns in _shapes(self.backbone, image_size))
+        except RuntimeError as error:  # a feature map became smaller than the next layer's kernel
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{self.preset.name!r} cannot take {image_size} x {image_size} pixels: {reason}") from None
+        if len(grids) != levels or not all(map(all, grids)):
+            raise ValueError(
+                f"{self.preset.name!r} cannot take {image_size} x {image_size} pixels: its backbone gives feature maps "
+                f"{grids}, the preset has {levels}"
+            )
+        if grids != self.preset.grid_sizes:
+            self.other_grid_sizes += (grids,)
+        return self.preset.at_size(image_size, grids)
 
     def freeze(self, *patterns: str) -> list[str]:
         """Keep modules as they are in training: no gradients, and batch normalisation by the statistics that it has.
