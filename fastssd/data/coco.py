@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
 
 from fastssd.data.dataset import Problems, wrong
 from fastssd.data.folder import Box, Picture, Root, files_in, first_folder, split_folders
@@ -96,8 +96,38 @@ def _is_coco(root: Root, path: str) -> bool:
     return all(f'"{key}"'.encode() in content for key in _FIELDS)
 
 
-def _parse(path: str, text: str) -> dict[str, list[Element]]:
-    """The lists of `_FIELDS`.
+class Ids(NamedTuple):
+    """How a COCO file numbers its pictures and classes."""
+
+    images: dict[str, int | str]
+    """By ``file_name``."""
+    categories: dict[str, int]
+    """By name."""
+
+
+def read_ids(path: str | os.PathLike[str]) -> Ids:
+    """The ids of a COCO file, without its annotations.
+
+    Raises:
+        DataError: malformed JSON, no list of images or categories, an id or a name that is missing or appears twice.
+        OSError: the file cannot be read.
+    """
+    source = os.fspath(path)
+    with open(source, encoding="utf-8-sig") as file:
+        content = _parse(source, file.read(), ("images", "categories"))
+    images: dict[str, int | str] = {}
+    for line, fields in content["images"]:
+        key, name = fields.get("id"), fields.get("file_name")
+        if not isinstance(key, (int, str)) or not isinstance(name, str):
+            raise wrong(source, line, f"an image needs an id and a file_name, not {key!r} and {name!r}")
+        if name in images:
+            raise wrong(source, line, f"a second image has the file_name {name!r}")
+        images[name] = key
+    return Ids(images, {name: key for key, name in _categories(source, content["categories"]).items()})
+
+
+def _parse(path: str, text: str, keys: Collection[str] = tuple(_FIELDS)) -> dict[str, list[Element]]:
+    """The lists of these keys of `_FIELDS`.
 
     Raises:
         DataError: malformed JSON, or a list is missing.
@@ -109,7 +139,7 @@ def _parse(path: str, text: str) -> dict[str, list[Element]]:
         for _ in scanner.items("}"):
             key = scanner.value()
             scanner.take(":")
-            if key in _FIELDS and scanner.peek() == "[":
+            if key in keys and scanner.peek() == "[":
                 scanner.take("[")
                 lists[key] = [scanner.element(key) for _ in scanner.items("]")]
             else:
@@ -119,7 +149,7 @@ def _parse(path: str, text: str) -> dict[str, list[Element]]:
         raise wrong(path, error.lineno, f"malformed JSON: {error.msg}") from error
     except (ValueError, TypeError, RecursionError) as error:  # a number too long, a key that is none, endless brackets
         raise wrong(path, scanner.line, f"malformed JSON: {error}") from error
-    for key in _FIELDS:
+    for key in keys:
         if key not in lists:
             raise wrong(path, None, f"has no list of {key}")
     return lists

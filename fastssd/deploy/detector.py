@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from fastssd.deploy.networks import CheckpointNetwork, Network, OnnxNetwork, Pro
 from fastssd.deploy.pictures import Picture, is_picture, read_picture
 from fastssd.deploy.result import NamedDetections
 from fastssd.ops import _face as face
+
+if TYPE_CHECKING:
+    from fastssd.data import DataError
 
 
 class Detector:
@@ -116,12 +119,29 @@ class Detector:
             return self._detect([pictures], ["picture"])[0]
         return list(self.stream(pictures))
 
-    def stream(self, pictures: Iterable[Picture]) -> Iterator[NamedDetections]:
+    @overload
+    def stream(
+        self, pictures: Iterable[Picture], *, on_error: Literal["raise"] = "raise"
+    ) -> Iterator[NamedDetections]: ...
+
+    @overload
+    def stream(
+        self, pictures: Iterable[Picture], *, on_error: Literal["return"]
+    ) -> Iterator[NamedDetections | DataError]: ...
+
+    def stream(self, pictures: Iterable[Picture], *, on_error: str = "raise") -> Iterator[Any]:
         """Detect in pictures as they come, a batch at a time: for more of them than fit in memory.
+
+        Args:
+            pictures: of the kinds that a call takes.
+            on_error: what becomes of a picture that cannot be read: ``"raise"``, or ``"return"`` to get its DataError
+                in its place and go on.
 
         Raises:
             DataError, TypeError, ValueError: as when called, at the batch that has the picture.
         """
+        if on_error not in ("raise", "return"):
+            raise ValueError(f"on_error: expected 'raise' or 'return', got {on_error!r}")
         try:
             iterator = iter(pictures)
         except TypeError:
@@ -129,22 +149,31 @@ class Detector:
             raise
         start = 0
         while batch := list(itertools.islice(iterator, self.batch_size)):
-            yield from self._detect(batch, [f"pictures[{start + place}]" for place in range(len(batch))])
+            names = [f"pictures[{start + place}]" for place in range(len(batch))]
+            yield from self._detect(batch, names, on_error == "return")
             start += len(batch)
 
-    def _detect(self, pictures: Sequence[Picture], names: Sequence[str]) -> list[NamedDetections]:
-        pixels, sizes = [], []
-        for picture, name in zip(pictures, names, strict=True):
-            image = read_picture(picture, name)
-            pixels.append(resize_image(image, self.image_size))
-            sizes.append(image.shape[:2])
-        found = self.network(np.stack(pixels), self.limits)
-        return [
-            self._named(picture, size, boxes[:count], scores[:count], labels[:count])
-            for picture, size, boxes, scores, labels, count in zip(
-                pictures, sizes, found.boxes, found.scores, found.labels, found.counts, strict=True
-            )
-        ]
+    def _detect(self, pictures: Sequence[Picture], names: Sequence[str], return_errors: bool = False) -> list[Any]:
+        unreadable: tuple[type[DataError], ...] = ()
+        if return_errors:
+            from fastssd.data import DataError
+
+            unreadable = (DataError,)
+        results: list[Any] = []
+        read = []  # place, pixels, size
+        for place, (picture, name) in enumerate(zip(pictures, names, strict=True)):
+            try:
+                image = read_picture(picture, name)
+                read.append((place, resize_image(image, self.image_size), image.shape[:2]))
+                results.append(None)
+            except unreadable as error:
+                results.append(error)
+        if read:
+            found = self.network(np.stack([pixels for _, pixels, _ in read]), self.limits)
+            rows = zip(read, found.boxes, found.scores, found.labels, found.counts, strict=True)
+            for (place, _, size), boxes, scores, labels, count in rows:
+                results[place] = self._named(pictures[place], size, boxes[:count], scores[:count], labels[:count])
+        return results
 
     def _named(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,21 @@ class NamedDetections:
         best = [f"{name} {score:.2f}" for name, score in zip(self.names[:_SHOWN], self.scores.tolist(), strict=False)]
         more = f", and {len(self) - _SHOWN} more" if len(self) > _SHOWN else ""
         return f"<{len(self)} found: {', '.join(best)}{more}>" if best else "<nothing found>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: ``width``, ``height`` and ``detections``, each with class, label, score and box.
+
+        Numbers are those of the arrays exactly: what is read back as float32 is the same.
+        """
+        height, width = self.size
+        found = zip(self.names, self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
+        return {
+            "width": width,
+            "height": height,
+            "detections": [
+                {"class": name, "label": label, "score": score, "box": box} for name, label, score, box in found
+            ],
+        }
 
     def draw(self, *, min_size: int = 0) -> Image.Image:
         """A copy of the picture with these boxes on it, tagged with name and score (extra ``viz``).
