@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 import json
 import multiprocessing
@@ -31,10 +32,12 @@ from fastssd.training import (
     TrainConfig,
     evaluate,
     load_checkpoint,
+    report,
     train,
 )
 from fastssd.training.checkpoint import read_checkpoint, save_checkpoint
 from fastssd.training.datasets import Cached, EpochSampler, train_loader
+from fastssd.training.module import DetectorModule
 
 TINY = replace(TINYSSD, image_size=64, grid_sizes=((8, 8), (4, 4), (2, 2), (1, 1), (1, 1)))
 COLLATES = {64: Criterion().collate(TINY.anchors())}
@@ -247,6 +250,44 @@ def test_an_average_of_weights_and_added_gradients_resume_too(data, tmp_path):
     assert all(torch.equal(value, other[name]) for name, value in average.items())
     learnt = read_checkpoint(whole.last_checkpoint)["current_model_state"]
     assert any(not torch.equal(value, learnt[f"model.{name}"]) for name, value in average.items())
+
+
+@pytest.mark.parametrize(
+    ("choices", "stops"),
+    [({"multi_scale": (64, 80), "optimizer": "sgd"}, 20), ({"cache": False, "ema": 0.9, "accumulate": 2}, 10)],
+    ids=["several sizes", "average and accumulation"],
+)
+def test_a_run_may_be_stopped_after_each_of_its_steps(tmp_path, monkeypatch, choices, stops):
+    """Two epochs of ten batches; each step is taken by another run, now with workers, now without."""
+    monkeypatch.setattr(report, "draw_curves", lambda *args: None)
+    monkeypatch.setattr(report, "draw_predictions", lambda *args: None)
+    data = shapes_dataset(10, seed=0, image_size=64), shapes_dataset(1, seed=1, image_size=64)
+    config = replace(CONFIG, batch_size=1, epochs=2, eval_every=2, **choices)
+    options = {"progress": False, "report_line": lambda line: None}
+
+    def state(result):
+        checkpoint = read_checkpoint(result.last_checkpoint)
+        weights = checkpoint["state_dict"] | checkpoint.get("current_model_state", {})
+        digest = hashlib.sha256(b"".join(value.numpy().tobytes() for _, value in sorted(weights.items())))
+        losses = [(row["epoch"], row["loss"], row["loss_class"], row["loss_box"]) for row in result.history]
+        return digest.hexdigest(), losses, result.best
+
+    whole = train(config, *data, tmp_path / "whole", **options)
+    record = DetectorModule._record
+
+    def stopping(module, losses, batch, batch_idx):
+        if batch_idx % config.accumulate == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        record(module, losses, batch, batch_idx)
+
+    monkeypatch.setattr(DetectorModule, "_record", stopping)
+    folder = {"run_dir": tmp_path / "run"}
+    for stop in range(stops):
+        stopped = train(replace(config, num_workers=2 if stop % 4 == 1 else 0), *data, **folder, **options)
+        assert stopped.interrupted == "SIGTERM"
+        folder = {"resume": tmp_path / "run"}
+    assert train(config, *data, **folder, **options).interrupted is None  # there is nothing left to do
+    assert state(stopped) == state(whole)
 
 
 def test_the_learning_rate_falls_where_it_is_said():
