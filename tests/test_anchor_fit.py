@@ -61,10 +61,19 @@ def test_fitted_anchors_cover_small_objects_and_keep_the_network():
 
 
 def test_what_fits_already_gets_no_worse():
-    anchors = TINYSSD.anchors()[::37]
+    scales = ((0.06, 0.12), (0.12, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
+    preset = replace(TINYSSD, scales=scales)
+    anchors = preset.anchors()[::37]
     boxes, labels = [anchors], [np.ones(len(anchors), np.int64)]
-    fitted = fit_anchors(TINYSSD, boxes, labels)
-    assert anchor_coverage(fitted, boxes, labels).mean() >= anchor_coverage(TINYSSD, boxes, labels).mean() - 1e-6
+    assert anchor_coverage(fit_anchors(preset, boxes, labels), boxes, labels).mean() > 1 - 1e-6
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_anchor_is_larger_than_its_level_can_see(name):
+    boxes, labels = ground_truth(4, (0.02, 0.3, 0.9))
+    fitted = fit_anchors(MODELS[name].preset, boxes, labels)
+    for (rows, columns), scales in zip(fitted.grid_sizes, fitted.scales, strict=True):
+        assert max(scales) * min(rows, columns) <= 4 + 1e-9
 
 
 def test_nothing_to_fit_is_an_error():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from fastssd.data import shapes_dataset
 from fastssd.detection.preprocess import resize_image
 from fastssd.ops import box_iou
 from fastssd.training import Augment
 from fastssd.training.augment import CROP_OVERLAPS, WHOLE, _crop
+from fastssd.training.datasets import Cached, Item, TrainSet
 
 NOTHING = Augment(flip=0, photometric=0, zoom=0, shift=0)
 KINDS = {
@@ -61,6 +65,16 @@ def test_a_mosaic_shows_four_pictures():
         assert (image[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1] == 255).all()
     area = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sum() * 128 * 128
     assert area == pytest.approx((image[..., 0] > 127).sum(), rel=0.05)
+
+
+def test_the_last_epochs_have_no_mosaic():
+    data = shapes_dataset(8, image_size=64)
+    changed = TrainSet(Cached(data), replace(NOTHING, mosaic=1.0), seed=0, mosaic_epochs=1)
+    plain = TrainSet(Cached(data), NOTHING, seed=0)
+    for index in range(len(data)):
+        first, last = changed[Item(0, index, 64)], changed[Item(1, index, 64)]
+        np.testing.assert_array_equal(last.image, plain[Item(1, index, 64)].image)
+        assert (first.image != last.image).any()
 
 
 def test_nothing_changes_nothing_but_the_size():

@@ -167,6 +167,7 @@ def train(
         float | None, option("Probability of room around the picture, up to four times.", "0.0", AUGMENTATION)
     ] = None,
     mosaic: Annotated[float | None, option("Probability of four pictures in one.", "0.0", AUGMENTATION)] = None,
+    close_mosaic: Annotated[int | None, option("Last epochs without the mosaic.", "0", AUGMENTATION)] = None,
     multi_scale: Annotated[
         str | None,
         option("Sizes of the input of which each batch has one, such as 224,256,288.", "the preset's", AUGMENTATION),

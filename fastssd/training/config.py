@@ -44,6 +44,7 @@ class TrainConfig:
             so that a short run forgets its first weights too.
         criterion: the losses.
         augment: the changes of training pictures.
+        close_mosaic: last epochs without the augmentation's mosaic, so that training ends on pictures as they are.
         multi_scale: heights and widths of the input, pixels, of which each batch has one, drawn by seed, epoch and
             place in the epoch, with that size's own anchors; empty: always the preset's. Evaluation is at the preset's.
         seed: decides initial weights, order and augmentation.
@@ -74,6 +75,7 @@ class TrainConfig:
     ema: float = 0.0
     criterion: Criterion = field(default_factory=Criterion)
     augment: Augment = field(default_factory=Augment)
+    close_mosaic: int = 0
     multi_scale: tuple[int, ...] = ()
     seed: int = 0
     eval_every: int = 1
@@ -97,9 +99,10 @@ class TrainConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {getattr(self, name)!r}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("eval_every", 1), ("early_stop", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "eval_every": 1, "early_stop": 0, "close_mosaic": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
         if self.eval_every > self.epochs:
             raise ValueError(f"eval_every: expected at most epochs {self.epochs}, got {self.eval_every}")
         if not (self.lr > 0 and 0 <= self.warmup < 1):

@@ -108,12 +108,19 @@ class TrainSet(Dataset[Sample]):
 
     An item depends on nothing else but the seed: not on the order of the questions and not on the worker process that
     answers.
+
+    Args:
+        samples: the training set.
+        augment: what is done to them.
+        seed: decides how.
+        mosaic_epochs: epochs, from the first, that have the augmentation's mosaic; None: all.
     """
 
-    def __init__(self, samples: Cached, augment: Augment, seed: int) -> None:
+    def __init__(self, samples: Cached, augment: Augment, seed: int, mosaic_epochs: int | None = None) -> None:
         self.samples = samples
         self.augment = augment
         self.seed = seed
+        self.mosaic_epochs = mosaic_epochs
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -122,7 +129,8 @@ class TrainSet(Dataset[Sample]):
         epoch, index, size = item
         rng = np.random.default_rng((self.seed, epoch, index))
         samples = [self.samples[index]]
-        if rng.random() < self.augment.mosaic:
+        open_for_mosaic = self.mosaic_epochs is None or epoch < self.mosaic_epochs
+        if rng.random() < self.augment.mosaic and open_for_mosaic:
             samples += [self.samples[int(other)] for other in rng.integers(len(self), size=3)]
         image, boxes, labels = self.augment([_learnt(sample) for sample in samples], size, rng)
         return Sample(image, boxes, labels, samples[0].image_id, np.zeros(len(boxes), bool))
@@ -220,6 +228,7 @@ def train_loader(
     *,
     batch_size: int,
     seed: int,
+    mosaic_epochs: int | None = None,
     num_workers: int | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -234,13 +243,14 @@ def train_loader(
             batch has one.
         batch_size: pictures a step in this process.
         seed: decides order, sizes and augmentation.
+        mosaic_epochs: as in :class:`TrainSet`.
         num_workers: processes that read; None: none for pictures that are kept in memory, else some of the cores.
         rank, world_size: as in :class:`EpochSampler`.
     """
     sampler = EpochSampler(len(samples), batch_size, tuple(collates), seed, rank, world_size)
     workers = _workers(samples, num_workers)
     return DataLoader(
-        TrainSet(samples, augment, seed),  # type: ignore[arg-type]
+        TrainSet(samples, augment, seed, mosaic_epochs),  # type: ignore[arg-type]
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,

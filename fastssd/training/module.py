@@ -88,6 +88,7 @@ class DetectorData(L.LightningDataModule):
             self.collates,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
+            mosaic_epochs=self.config.epochs - self.config.close_mosaic,
             num_workers=self.config.num_workers,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
