@@ -179,6 +179,50 @@ class TestRoundTrip:
         assert str(picture) in result.stderr
         assert picture.read_bytes() == before
 
+    def test_predictions_of_a_coco_folder_score_as_eval_says(self, run, tmp_path):
+        """Under ids that are no places; the truths are what the detector finds, a little moved."""
+        from faster_coco_eval import COCO, COCOeval_faster
+        from PIL import Image
+
+        from fastssd.data import shapes_dataset
+
+        (tmp_path / "images").mkdir()
+        for number, sample in enumerate(shapes_dataset(8)):
+            Image.fromarray(sample.image).save(tmp_path / "images" / f"{number}.png")
+        arguments = ["predict", run[0], tmp_path / "images", "--no-draw", "--score-threshold", 0.01, "--out"]
+        limits = ["--max-detections", 100]
+        assert fastssd(*arguments, tmp_path / "first").exit_code == 0
+        found = json.loads((tmp_path / "first" / "predictions.json").read_text())
+        ids = {name: 70 - 10 * place for place, name in enumerate(found["class_names"])}
+        truths = [
+            {"image_id": 900 - place, "category_id": ids[one["class"]], "bbox": [x1, y1, 0.9 * (x2 - x1), y2 - y1]}
+            for place, entry in enumerate(found["images"])
+            for one in entry["detections"][2:9:2]
+            for x1, y1, x2, y2 in [one["box"]]
+        ]
+        instances = {
+            "images": [{"id": 900 - place, "file_name": f"{place}.png"} for place in range(8)],
+            "categories": [{"id": key, "name": name} for name, key in ids.items()],
+            "annotations": [
+                {"id": n, "iscrowd": 0, "area": t["bbox"][2] * t["bbox"][3], **t} for n, t in enumerate(truths, 1)
+            ],
+        }
+        (tmp_path / "annotations").mkdir()
+        for split in ("train", "val"):
+            (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(instances))
+        ref = json.loads(fastssd("eval", run[0], tmp_path, "--split", "val", "--json").stdout)
+        file = tmp_path / "annotations" / "instances_val.json"
+        assert fastssd(*arguments, tmp_path / "second", "--annotations", file, *limits).exit_code == 0
+        coco = COCO(str(file))
+        results = coco.loadRes(str(tmp_path / "second" / "coco_detections.json"))
+        comp = COCOeval_faster(coco, results, "bbox")
+        comp.evaluate()
+        comp.accumulate()
+        comp.summarize()
+        assert 0.05 < ref["AP"] < 0.95
+        assert comp.stats[0] == pytest.approx(ref["AP"], abs=1e-4)
+        assert comp.stats[1] == pytest.approx(ref["AP50"], abs=1e-4)
+
     def test_explain(self, run, tmp_path):
         result = fastssd(
             "explain", "shapes", "--checkpoint", run[0], "--out", tmp_path, "--score-threshold", 0.01, "--index", 1

@@ -98,7 +98,7 @@ def write_results(path: Path, entries: Iterable[Mapping[str, Any]], ids: CocoIds
         for place, entry in enumerate(entries, 1):
             image = place if ids is None else ids.image(entry["image"])
             unknown += image is None
-            for found in entry.get("detections", ()) if image is not None else ():
+            for found in entry.get("detections") or () if image is not None else ():
                 category = found["label"] if ids is None else ids.categories.get(found["class"])
                 if category is None:
                     left_out += 1
@@ -124,7 +124,7 @@ def write_images(path: Path, entries: Iterable[Mapping[str, Any]], class_names: 
     images = (
         {"id": place, "file_name": entry["image"], "width": entry["width"], "height": entry["height"]}
         for place, entry in enumerate(entries, 1)
-        if "detections" in entry
+        if entry.get("detections") is not None
     )
     categories = ({"id": label, "name": name} for label, name in enumerate(class_names, 1))
     with whole_file(path) as file:
