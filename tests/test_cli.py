@@ -195,7 +195,7 @@ class TestRoundTrip:
         found = json.loads((tmp_path / "first" / "predictions.json").read_text())
         ids = {name: 70 - 10 * place for place, name in enumerate(found["class_names"])}
         truths = [
-            {"image_id": 900 - place, "category_id": ids[one["class"]], "bbox": [x1, y1, 0.9 * (x2 - x1), y2 - y1]}
+            {"image_id": 900 - place, "category_id": ids[one["class"]], "bbox": [x1, y1, 0.83 * (x2 - x1), y2 - y1]}
             for place, entry in enumerate(found["images"])
             for one in entry["detections"][2:9:2]
             for x1, y1, x2, y2 in [one["box"]]
