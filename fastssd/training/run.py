@@ -23,6 +23,7 @@ from fastssd.training.config import TrainConfig
 from fastssd.training.datasets import Cached, Resized
 from fastssd.training.module import DetectorData, DetectorModule
 from fastssd.training.stopping import StopAfterStep, Stopped, stop_signals
+from fastssd.training.together import EndTogether
 from fastssd.training.trainer import CheckpointKeeper, keep_freed_memory, make_trainer, quiet_lightning
 
 # What may differ when a run is taken up again: the rest decides what the steps before were.
@@ -133,10 +134,10 @@ def train(
     if info:
         data.start = (info.epoch, info.batches)
     module = DetectorModule(model, config, class_names, report_line)
-    keeper = CheckpointKeeper(folder)
+    keeper, together = CheckpointKeeper(folder), EndTogether()
 
     with quiet_lightning(), stop_signals() as stop:
-        trainer = make_trainer(config, folder, [keeper, StopAfterStep(folder, stop)], progress, report_line)
+        trainer = make_trainer(config, folder, [keeper, StopAfterStep(folder, stop), together], progress, report_line)
         if trainer.is_global_zero:
             _remove_unfinished(folder)
             about = {"fastssd": version(), "class_names": class_names}
@@ -145,6 +146,7 @@ def train(
             keep_freed_memory()
         with contextlib.suppress(Stopped):
             trainer.fit(module, data, ckpt_path=checkpoint)
+        together.leave()
 
     interrupted = signal.Signals(stop.signal).name if stop.signal else None
     best, last = folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"
