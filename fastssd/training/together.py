@@ -50,12 +50,13 @@ class EndTogether(L.Callback):
             return
         self._expected = trainer.world_size - 1
         listener = _listener() if trainer.is_global_zero else None
+        strategy: Any = trainer.strategy
         offer = (listener.getsockname()[1], secrets.token_bytes(16)) if listener else None
-        port, self._token = trainer.strategy.broadcast(offer)
+        port, self._token = strategy.broadcast(offer)
         if listener:
             self._watch(listener)
         else:
-            address = trainer.strategy.cluster_environment.main_address
+            address = strategy.cluster_environment.main_address
             try:
                 connection = socket.create_connection((address, port), timeout=PATIENCE)
                 connection.sendall(self._token)
