@@ -308,6 +308,31 @@ def test_what_is_no_picture_is_named(files, picture, error, named):
         Detector(files.heads)(picture)
 
 
+def test_what_cannot_be_read_may_come_back_in_its_place(files, pictures, limit):
+    detector = Detector(files.heads, score_threshold=limit.low, iou_threshold=limit.iou, batch_size=2)
+    several = [b"no picture", pictures[0], "missing.jpg", b"", b"no picture", pictures[1]]
+    found = [*detector.stream(several, on_error="return")]
+    for place, each in enumerate(found):
+        if place in (1, 5):
+            assert_same(each, detector(several[place]))
+        else:
+            assert isinstance(each, DataError)
+    assert "missing.jpg" in str(found[2])
+    with pytest.raises(ValueError, match="ignore"):
+        next(detector.stream(several, on_error="ignore"))
+    with pytest.raises(TypeError, match="float"):
+        [*detector.stream([3.5], on_error="return")]
+
+
+def test_a_result_as_json_has_every_bit(detectors, pictures):
+    found = detectors[1](pictures[0])
+    again = json.loads(json.dumps(found.to_dict()))
+    assert (again["height"], again["width"]) == found.size
+    np.testing.assert_array_equal(np.float32([each["box"] for each in again["detections"]]), found.boxes)
+    np.testing.assert_array_equal(np.float32([each["score"] for each in again["detections"]]), found.scores)
+    assert tuple(each["class"] for each in again["detections"]) == found.names
+
+
 def test_a_truncated_picture_is_an_error(files, pictures):
     content = io.BytesIO()
     Image.fromarray(pictures[1]).save(content, "JPEG")
