@@ -353,6 +353,33 @@ def test_a_wrong_choice_is_an_error(wrong):
         TrainConfig.from_dict(wrong)
 
 
+def test_options_of_the_command_reach_the_configuration():
+    typer = pytest.importorskip("typer")
+    from fastssd.cli.train import changed, class_weights_in
+
+    names = ("RBC", "WBC", "a = b")
+    assert class_weights_in("WBC=0.5, a = b=3", names) == (1.0, 0.5, 3.0)
+    config = changed(CONFIG, {"multi_scale": "64,96", "class_weights": (1.0, 0.5, 3.0)})
+    assert config.multi_scale == (64, 96)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for wrong in ("Platelets=3", "WBC", "WBC=much", "", "WBC=1,"):
+        with pytest.raises(typer.BadParameter):
+            class_weights_in(wrong, names)
+    for wrong in ({"multi_scale": "64x96"}, {"multi_scale": "64,64"}, {"multi_scale": "0"}, {"class_weights": (-1,)}):
+        with pytest.raises(typer.BadParameter):
+            changed(CONFIG, wrong)
+
+
+def test_choices_that_the_data_or_the_network_cannot_have_are_errors(data, tmp_path):
+    for wrong, message in (
+        ({"multi_scale": (32, 64)}, "32 x 32"),
+        ({"criterion": Criterion(class_weights=(1,))}, "weig"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(replace(CONFIG, **wrong), *data, tmp_path / "run", progress=False, report_line=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
 # --- checkpoints -------------------------------------------------------------------------------------------------
 
 

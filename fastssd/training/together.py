@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning.pytorch as L
 
-GRACE = 3.0  # seconds in which a process may end by itself, with its own error
+GRACE = 2.0  # seconds in which a process may end by itself, with its own error
 PATIENCE = 5.0  # seconds for a connection to be made
 GOODBYE = b"."
 
