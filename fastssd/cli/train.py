@@ -33,10 +33,12 @@ from fastssd.cli.common import (
 
 if TYPE_CHECKING:
     from fastssd.data import DetectionDataset, Problem
+    from fastssd.detection import Preset
     from fastssd.training import RunResult, TrainConfig
 
 DEMO_PICTURES, DEMO_QUICK = 600, 10
-DEMO_EPOCHS, DEMO_BATCH = 7, 8  # small batches: many steps in little time
+DEMO_EPOCHS, DEMO_BATCH = 7, 4  # small batches: many steps in little time
+DEMO_MOSAIC = 0.6  # four times the objects for the price of one picture; the last epoch is without
 TRAINING, LOSS, AUGMENTATION, HARDWARE = "Training", "Matching and losses", "Augmentation", "Hardware"
 
 
@@ -56,9 +58,11 @@ def demo(
         typer.Option(min=0.1, help="Choose the epochs so that it takes about so long.", show_default=False),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few pictures and one epoch, to see that it runs.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Weights, order and augmentation.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train on generated pictures and draw what was found: all of SSD in about five minutes, without data.
+    """Fit anchors to generated pictures, train on them, and draw what was found: all of SSD in about five minutes,
+    without data.
 
     \b
     [bold]Examples[/bold]
@@ -71,7 +75,14 @@ def demo(
 
     data = f"shapes:{DEMO_QUICK if quick else DEMO_PICTURES}"
     train_data, eval_data = load(data, "train", OnError.RAISE), load(data, "test", OnError.RAISE)
-    config = training.TrainConfig(epochs=epochs or (1 if quick else DEMO_EPOCHS), batch_size=DEMO_BATCH)
+    config = training.TrainConfig(
+        epochs=epochs or (1 if quick else DEMO_EPOCHS),
+        batch_size=DEMO_BATCH,
+        augment=training.Augment(mosaic=DEMO_MOSAIC),
+        close_mosaic=1,
+        seed=seed,
+    )
+    config = replace(config, preset=fitted(config, train_data))
     if minutes is not None:
         config = replace(config, epochs=epochs_in(minutes * 60, config, train_data))
     say(
@@ -117,6 +128,9 @@ def train(
     preset: Annotated[
         Path | None, option("Anchors for the model: a file of fastssd anchors --fit.", "the model's own", TRAINING)
     ] = None,
+    fit_anchors: Annotated[
+        bool, typer.Option("--fit-anchors", help="Fit the anchors to DATA first.", rich_help_panel=TRAINING)
+    ] = False,
     epochs: Annotated[int | None, option("Passes over the training pictures.", "60", TRAINING)] = None,
     batch_size: Annotated[int | None, option("Pictures a step.", "16", TRAINING)] = None,
     optimizer: Annotated[str | None, option("adamw or sgd.", "adamw", TRAINING)] = None,
@@ -143,7 +157,11 @@ def train(
         option("Weight of a class in the class loss, by name: Platelets=3,WBC=0.5; the others have 1.", "none", LOSS),
     ] = None,
     neg_pos_ratio: Annotated[float | None, option("Mined negatives a positive.", "3.0", LOSS)] = None,
+    min_negatives: Annotated[int | None, option("Mined negatives a picture, at least.", "3", LOSS)] = None,
     iou_threshold: Annotated[float | None, option("IoU that makes an anchor positive.", "0.5", LOSS)] = None,
+    background_threshold: Annotated[
+        float | None, option("IoU below which an anchor is background; between the two: ignored.", "the same", LOSS)
+    ] = None,
     force_match: Annotated[
         str | None,
         option(
@@ -190,7 +208,7 @@ def train(
     [bold]Examples[/bold]
       fastssd train shapes:500 --epochs 10
       fastssd train VOC2007 --out runs/voc --epochs 120
-      fastssd train cells --vertical-flip 0.5 --on-error skip
+      fastssd train cells --fit-anchors --vertical-flip 0.5 --on-error skip
       fastssd train cells --model ssdlite320_mobilenet_v3_large --weights COCO_V1 --freeze "backbone.0"
       fastssd train cells --resume runs/tinyssd-001
     """
@@ -198,6 +216,8 @@ def train(
     given = {name: value for name, value in locals().items() if value is not None}
     if preset is not None:
         given["preset"] = read_preset(preset)
+    if fit_anchors and weights is not None:
+        raise typer.BadParameter("--fit-anchors and --weights exclude each other: the weights know other anchors")
     import fastssd.training as training
 
     before = training.TrainConfig()
@@ -209,6 +229,8 @@ def train(
     train_data, eval_data = load(data, train_name, on_error), load(data, eval_name, on_error)
     if weights_by_name is not None:
         config = changed(config, {"class_weights": class_weights_in(weights_by_name, train_data.class_names)})
+    if fit_anchors:
+        config = replace(config, preset=fitted(config, train_data))
     say(
         f"{data}: {len(train_data)} pictures to learn from ({train_name}), {len(eval_data)} to evaluate on "
         f"({eval_name}), classes {', '.join(train_data.class_names)}"
@@ -229,6 +251,15 @@ def train(
     again += [f"--train-split={train_split}"] * bool(train_split) + [f"--eval-split={eval_split}"] * bool(eval_split)
     again += ["--on-error=skip"] * (on_error is OnError.SKIP)
     report(result, as_json, again, left_out=[*train_data.problems, *eval_data.problems])
+
+
+def fitted(config: TrainConfig, data: DetectionDataset) -> Preset:
+    """The preset of the configuration, or else of its model, with anchors that fit the data."""
+    from fastssd.detection import MODELS
+    from fastssd.detection.anchor_fit import fit_anchors
+    from fastssd.detection.coverage import ground_truth_of
+
+    return fit_anchors(config.preset or MODELS[config.model].preset, *ground_truth_of(data))
 
 
 def changed(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
@@ -281,15 +312,16 @@ def epochs_in(seconds: float, config: TrainConfig, data: DetectionDataset) -> in
 
     from fastssd.detection import build_model
 
-    model = build_model(config.model, len(data.class_names))
+    model = build_model(config.model, len(data.class_names)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.rand(config.batch_size, 3, model.preset.image_size, model.preset.image_size)
+    images = images.contiguous(memory_format=torch.channels_last)
     started = 0.0
-    for step in range(4):
-        if step == 1:  # the first one warms up
+    for step in range(8):
+        if step == 2:  # the first ones warm up
             started = time.perf_counter()
-        logits, deltas = model(images.contiguous(memory_format=torch.channels_last))
+        logits, deltas = model(images)
         (logits.mean() + deltas.mean()).backward()
-    step_seconds = (time.perf_counter() - started) / 3
+    step_seconds = (time.perf_counter() - started) / 6
     overhead = 1.3  # data, targets, loss, optimiser and the evaluation of each epoch
     return max(1, round(seconds / (overhead * step_seconds * len(data) / config.batch_size)))
 

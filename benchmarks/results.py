@@ -1,0 +1,161 @@
+"""Average precision of the recipes that the documentation recommends, over several seeds. Writes docs/results.md.
+
+    python benchmarks/results.py shapes              # what `fastssd demo` trains
+    python benchmarks/results.py bccd BCCD           # BCCD: a folder in Pascal VOC format with trainval and test
+
+Each run is a `fastssd` command of its own, from scratch. It is evaluated once, after its last epoch: nothing is chosen
+by the pictures that it is measured on. Runs are kept in `--runs` and not repeated.
+`--jobs 2` trains two seeds side by side with one thread each: other sums in the last bits, the same recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fastssd.benchmark import environment
+
+PAGE = Path(__file__).parent.parent / "docs" / "results.md"
+
+
+class Recipe(NamedTuple):
+    name: str
+    command: str
+    """Of `fastssd`; {data} is filled in, --out and --seed are added."""
+    data: str = "{data}"
+    """What it is measured on: the split test."""
+
+
+RECIPES = {
+    "shapes": (Recipe("`make demo`", "demo", "shapes:600"),),
+    "bccd": (
+        Recipe("(a) TinySSD as it is", "train {data} --on-error skip --epochs 10"),
+        Recipe(
+            "(b) and fitted anchors, augmentation",
+            "train {data} --on-error skip --epochs 10 --fit-anchors --vertical-flip 0.5",
+        ),
+    ),
+}
+
+
+def fastssd(*words: str, threads: int = 0) -> tuple[dict[str, Any], float]:
+    """The JSON that a command prints, and its processor time in seconds."""
+    print(f"fastssd {shlex.join(words)}", file=sys.stderr, flush=True)
+    environ = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    command = [sys.executable, "-m", "fastssd", *words, "--json"]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        text = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"fastssd {words[0]} ended with status {process.returncode}")
+    return json.loads(text), usage.ru_utime + usage.ru_stime
+
+
+def run(recipe: Recipe, data: str, seed: int, folder: Path, threads: int) -> dict[str, Any]:
+    """What the run in `folder` is worth; it is made if there is none."""
+    record = folder / "result.json"
+    if not record.exists():
+        words = recipe.command.format(data=data).split()
+        _, seconds = fastssd(*words, "--seed", str(seed), "--out", str(folder), threads=threads)
+        last = folder / "checkpoints" / "last.ckpt"
+        metrics, _ = fastssd("eval", str(last), recipe.data.format(data=data), "--split", "test", threads=threads)
+        record.write_text(json.dumps({"metrics": metrics, "processor_seconds": seconds}))
+    return json.loads(record.read_text())
+
+
+def coverage(data: str, target: Path) -> list[str]:
+    """What fitting the anchors to the training pictures does to coverage, as lines of a table."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    presets = fastssd("anchors", data, "--on-error", "skip", "--fit", "--out", str(target))[0]["presets"]
+    rows = []
+    for name, own in presets["tinyssd"]["coverage"].items():
+        before_after = (own, presets["fitted"]["coverage"][name])
+        missed = " | ".join(f"{each['share_under_0.5']:.1%}" for each in before_after)
+        mean = " | ".join(f"{each['mean_best_iou']:.3f}" for each in before_after)
+        rows.append(f"| {name} | {own['objects']} | {missed} | {mean} |")
+    positives = " to ".join(f"{presets[name]['positives_a_picture']:.0f}" for name in ("tinyssd", "fitted"))
+    return [
+        "",
+        "| objects to learn from | number | no anchor over 0.5 | fitted | mean best IoU | fitted |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+        f"Fitting changes the positive anchors of a picture from {positives}.",
+    ]
+
+
+def row(recipe: Recipe, runs: Sequence[dict[str, Any]]) -> str:
+    """One line of the table: means, and from the lowest to the highest seed."""
+    metrics = [found["metrics"] for found in runs]
+    measured = [[found[name] for found in metrics] for name in ("AP50", "AP")]
+    measured += [[found["per_class"][name]["AP50"] for found in metrics] for name in metrics[0]["per_class"]]
+    cells = [f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" for values in measured]
+    minutes = statistics.mean(found["processor_seconds"] for found in runs) / 60
+    return f"| {recipe.name} | " + " | ".join(cells) + f" | {minutes:.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("set", choices=RECIPES)
+    parser.add_argument("data", nargs="?", help="the folder of BCCD")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="where runs are kept")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    arguments = parser.parse_args()
+    if (arguments.set == "bccd") != (arguments.data is not None):
+        parser.error("bccd wants its folder, shapes wants none")
+    recipes, threads = RECIPES[arguments.set], max(1, torch.get_num_threads() // arguments.jobs)
+
+    def one(recipe: Recipe, seed: int) -> dict[str, Any]:
+        name = re.sub(r"\W+", "-", recipe.name).strip("-")
+        return run(recipe, arguments.data, seed, arguments.runs / arguments.set / f"{name}-{seed}", threads)
+
+    anchors = coverage(arguments.data, arguments.runs / "fitted.json") if arguments.set == "bccd" else []
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        runs = [[pool.submit(one, recipe, seed) for seed in arguments.seeds] for recipe in recipes]
+        found = [[future.result() for future in each] for each in runs]
+
+    machine = environment()
+    classes = list(found[0][0]["metrics"]["per_class"])
+    commands = [f"fastssd {recipe.command} --seed N".format(data="BCCD") for recipe in recipes]
+    block = "\n".join(
+        [
+            f"<!-- {arguments.set}: written by benchmarks/results.py -->",
+            f"| {len(arguments.seeds)} seeds | AP50 | AP | "
+            + " | ".join(f"{name}, AP50" for name in classes)
+            + " | minutes |",
+            "|---|" + "---|" * (3 + len(classes)),
+            *(row(recipe, each) for recipe, each in zip(recipes, found, strict=True)),
+            "",
+            "Mean, and lowest to highest seed, after the last epoch. Minutes: of processor time, so half as many "
+            f"on two cores; {machine['cpu']}, torch {torch.__version__.split('+')[0]}.",
+            "",
+            "```sh",
+            *commands,
+            "```",
+            *anchors,
+            f"<!-- /{arguments.set} -->",
+        ]
+    )
+    print(block)
+    page = PAGE.read_text()
+    marks = rf"<!-- {arguments.set}: .*?<!-- /{arguments.set} -->"
+    PAGE.write_text(re.sub(marks, lambda _: block, page, count=1, flags=re.S))
+
+
+if __name__ == "__main__":
+    main()
