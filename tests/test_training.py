@@ -52,6 +52,13 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Runs without their pictures, which take longer to draw than such runs do to learn."""
+    monkeypatch.setattr(report, "draw_curves", lambda *args: None)
+    monkeypatch.setattr(report, "draw_predictions", lambda *args: None)
+
+
 @pytest.fixture(scope="module")
 def data():
     return shapes_dataset(7, seed=0, image_size=64), shapes_dataset(4, seed=1, image_size=64)
@@ -216,7 +223,7 @@ class _Signalling:
     ("signum", "after", "num_workers", "place"),
     [(signal.SIGTERM, 3, 0, (0, 2)), (signal.SIGINT, 7, 2, (1, 1)), (signal.SIGTERM, 12, 0, (2, 0))],
 )
-def test_a_stopped_run_resumes_to_the_same_weights(run, data, tmp_path, signum, after, num_workers, place):
+def test_a_stopped_run_resumes_to_the_same_weights(undrawn, run, data, tmp_path, signum, after, num_workers, place):
     config = replace(CONFIG, cache=False)
     stopping = _Signalling(data[0], after, signum)
     before = signal.getsignal(signum)
@@ -237,7 +244,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(run, data, tmp_path, signum, 
         assert torch.equal(value, _weights(resumed.last_checkpoint)[name]), name
 
 
-def test_an_average_of_weights_and_added_gradients_resume_too(data, tmp_path):
+def test_an_average_of_weights_and_added_gradients_resume_too(undrawn, data, tmp_path):
     config = replace(CONFIG, cache=False, batch_size=1, accumulate=3, ema=0.9, schedule="step", epochs=2)
     options = {"progress": False, "report_line": lambda line: None}
     whole = train(config, *data, tmp_path / "whole", **options)
@@ -257,10 +264,8 @@ def test_an_average_of_weights_and_added_gradients_resume_too(data, tmp_path):
     [({"multi_scale": (64, 80), "optimizer": "sgd"}, 20), ({"cache": False, "ema": 0.9, "accumulate": 2}, 10)],
     ids=["several sizes", "average and accumulation"],
 )
-def test_a_run_may_be_stopped_after_each_of_its_steps(tmp_path, monkeypatch, choices, stops):
+def test_a_run_may_be_stopped_after_each_of_its_steps(undrawn, tmp_path, monkeypatch, choices, stops):
     """Two epochs of ten batches; each step is taken by another run, now with workers, now without."""
-    monkeypatch.setattr(report, "draw_curves", lambda *args: None)
-    monkeypatch.setattr(report, "draw_predictions", lambda *args: None)
     data = shapes_dataset(10, seed=0, image_size=64), shapes_dataset(1, seed=1, image_size=64)
     config = replace(CONFIG, batch_size=1, epochs=2, eval_every=2, **choices)
     options = {"progress": False, "report_line": lambda line: None}
