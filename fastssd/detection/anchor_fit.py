@@ -33,8 +33,8 @@ def fit_anchors(
     moved while the mean best IoU grows. Every class weighs the same, so that a rare one is covered too. The same data
     give the same anchors.
 
-    A scale is 1.5 to 4 cells of its level, as in the SSD paper's own presets. Larger anchors on a fine level would
-    raise the IoU further, but there are many of them and their cells see too little of the object that they stand for.
+    A scale is 1.5 to 4 cells of its level. Larger anchors on a fine level would raise the IoU further, but there are
+    many of them, and their cells see too little of the object that they stand for.
 
     Args:
         preset: grids, and anchors a cell, which stay as they are.
