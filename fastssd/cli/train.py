@@ -231,10 +231,12 @@ def train(
         config = changed(config, {"class_weights": class_weights_in(weights_by_name, train_data.class_names)})
     if fit_anchors:
         config = replace(config, preset=fitted(config, train_data))
-    say(
-        f"{data}: {len(train_data)} pictures to learn from ({train_name}), {len(eval_data)} to evaluate on "
-        f"({eval_name}), classes {', '.join(train_data.class_names)}"
-    )
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0  # of several processes one tells
+    if first:
+        say(
+            f"{data}: {len(train_data)} pictures to learn from ({train_name}), {len(eval_data)} to evaluate on "
+            f"({eval_name}), classes {', '.join(train_data.class_names)}"
+        )
     with only_json(as_json):
         result = training.train(
             config,
@@ -245,7 +247,7 @@ def train(
             progress=sys.stderr.isatty() if progress is None else progress,
             report_line=say,
         )
-    if int(os.environ.get("LOCAL_RANK", "0")):  # one process of several tells
+    if not first:
         return
     again = ["fastssd", "train", data, "--resume", str(result.run_dir)]
     again += [f"--train-split={train_split}"] * bool(train_split) + [f"--eval-split={eval_split}"] * bool(eval_split)
