@@ -349,15 +349,17 @@ def test_defaults_that_the_help_shows_are_those_of_training():
 @needs_training
 def test_anchors_are_fitted_and_learnt_with(tmp_path):
     preset, plot = tmp_path / "fitted.json", tmp_path / "coverage.png"
-    shown = fastssd("anchors", "shapes:12", "--fit", "--out", preset, "--plot", plot, "--json")
+    size = ("--image-size", 128)
+    shown = fastssd("anchors", "shapes:12", *size, "--fit", "--out", preset, "--plot", plot, "--json")
     before, after = (json.loads(shown.stdout)["presets"][name]["coverage"]["all"] for name in ("tinyssd", "fitted"))
     assert after["share_under_0.5"] <= before["share_under_0.5"]
     assert plot.read_bytes()[:4] == b"\x89PNG"
-    for number, anchors in enumerate((["--preset", preset], ["--fit-anchors"])):
+    for number, anchors in enumerate((["--preset", preset], [*size, "--fit-anchors"])):
         folder = tmp_path / f"run-{number}"
         result = fastssd("train", "shapes:12", *anchors, "--epochs", 1, "--batch-size", 4, "--out", folder)
         assert result.exit_code == 0, result.output
         learnt = json.loads((folder / "config.json").read_text())["preset"]
+        assert learnt["image_size"] == 128
         assert learnt["scales"] == json.loads(preset.read_text())["scales"]
     wrong = fastssd("train", "shapes:12", "--preset", plot)
     assert wrong.exit_code == 1

@@ -15,6 +15,7 @@ from fastssd.cli.common import (
     Skip,
     command,
     load,
+    preset_of,
     print_json,
     print_table,
     read_preset,
@@ -28,6 +29,9 @@ def anchors(
     data: Data,
     model: Annotated[str, typer.Option(help="Whose anchors to look at.")] = "tinyssd",
     preset: Annotated[Path | None, typer.Option(help="Anchors from a file instead.", show_default=False)] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Height and width of the input.", show_default="the preset's")
+    ] = None,
     fit: Annotated[bool, typer.Option("--fit", help="Find scales and ratios that cover DATA better.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Where --fit writes the preset, JSON.", show_default="MODEL-fitted.json")
@@ -55,7 +59,7 @@ def anchors(
 
     if preset is None and model not in MODELS:
         raise typer.BadParameter(f"--model {model}: expected one of {', '.join(MODELS)}")
-    own = MODELS[model].preset if preset is None else read_preset(preset)
+    own = preset_of(model, None if preset is None else read_preset(preset), image_size)
     dataset = load(data, split or splits_of(data, None, None)[0], on_error)
     boxes, labels = ground_truth_of(dataset)
     presets = {own.name: own}

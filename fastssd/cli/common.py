@@ -159,6 +159,14 @@ def read_preset(path: Path) -> Preset:
         raise ValueError(f"{path}: not a preset ({error})") from None
 
 
+def preset_of(model: str, preset: Preset | None, image_size: int | None) -> Preset:
+    """The preset that was given, or else the model's own; its anchors over the feature maps of another input size."""
+    from fastssd.detection import MODELS, build_model
+
+    own = preset or MODELS[model].preset
+    return own if image_size is None else build_model(model, 1, own).allow_size(image_size)
+
+
 def splits_of(data: str, train_split: str | None, eval_split: str | None) -> tuple[str, str]:
     """The splits to use: those given, else those that the data set suggests."""
     if train_split and eval_split:

@@ -23,6 +23,7 @@ from fastssd.cli.common import (
     command,
     load,
     only_json,
+    preset_of,
     print_json,
     print_metrics,
     print_table,
@@ -128,6 +129,12 @@ def train(
     preset: Annotated[
         Path | None, option("Anchors for the model: a file of fastssd anchors --fit.", "the model's own", TRAINING)
     ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Height and width of the input, pixels.", show_default="the preset's", rich_help_panel=TRAINING
+        ),
+    ] = None,
     fit_anchors: Annotated[
         bool, typer.Option("--fit-anchors", help="Fit the anchors to DATA first.", rich_help_panel=TRAINING)
     ] = False,
@@ -216,8 +223,10 @@ def train(
     given = {name: value for name, value in locals().items() if value is not None}
     if preset is not None:
         given["preset"] = read_preset(preset)
-    if fit_anchors and weights is not None:
-        raise typer.BadParameter("--fit-anchors and --weights exclude each other: the weights know other anchors")
+    if weights is not None and (fit_anchors or image_size is not None):
+        raise typer.BadParameter(
+            "the weights know other anchors; --weights takes neither --fit-anchors nor --image-size"
+        )
     import fastssd.training as training
 
     before = training.TrainConfig()
@@ -229,6 +238,8 @@ def train(
     train_data, eval_data = load(data, train_name, on_error), load(data, eval_name, on_error)
     if weights_by_name is not None:
         config = changed(config, {"class_weights": class_weights_in(weights_by_name, train_data.class_names)})
+    if image_size is not None:
+        config = replace(config, preset=preset_of(config.model, config.preset, image_size))
     if fit_anchors:
         config = replace(config, preset=fitted(config, train_data))
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0  # of several processes one tells
@@ -257,11 +268,10 @@ def train(
 
 def fitted(config: TrainConfig, data: DetectionDataset) -> Preset:
     """The preset of the configuration, or else of its model, with anchors that fit the data."""
-    from fastssd.detection import MODELS
     from fastssd.detection.anchor_fit import fit_anchors
     from fastssd.detection.coverage import ground_truth_of
 
-    return fit_anchors(config.preset or MODELS[config.model].preset, *ground_truth_of(data))
+    return fit_anchors(preset_of(config.model, config.preset, None), *ground_truth_of(data))
 
 
 def changed(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
