@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
@@ -38,8 +37,9 @@ if TYPE_CHECKING:
     from fastssd.training import RunResult, TrainConfig
 
 DEMO_PICTURES, DEMO_QUICK = 600, 10
-DEMO_EPOCHS, DEMO_BATCH = 7, 4  # small batches: many steps in little time
-DEMO_MOSAIC = 0.6  # four times the objects for the price of one picture; the last epoch is without
+DEMO_EPOCHS, DEMO_BATCH = 8, 4  # small batches: many steps in little time
+DEMO_MOSAIC, DEMO_CLOSE_MOSAIC = 0.6, 2  # four times the objects for the price of one picture; then whole ones
+DEMO_BACKGROUND = 0.4  # what nearly matches is neither object nor background
 TRAINING, LOSS, AUGMENTATION, HARDWARE = "Training", "Matching and losses", "Augmentation", "Hardware"
 
 
@@ -73,14 +73,16 @@ def demo(
     if epochs is not None and minutes is not None:
         raise typer.BadParameter("--epochs and --minutes exclude each other")
     import fastssd.training as training
+    from fastssd.detection.criterion import Criterion
 
     data = f"shapes:{DEMO_QUICK if quick else DEMO_PICTURES}"
     train_data, eval_data = load(data, "train", OnError.RAISE), load(data, "test", OnError.RAISE)
     config = training.TrainConfig(
         epochs=epochs or (1 if quick else DEMO_EPOCHS),
         batch_size=DEMO_BATCH,
+        criterion=Criterion(background_threshold=DEMO_BACKGROUND),
         augment=training.Augment(mosaic=DEMO_MOSAIC),
-        close_mosaic=1,
+        close_mosaic=DEMO_CLOSE_MOSAIC,
         seed=seed,
     )
     config = replace(config, preset=fitted(config, train_data))
@@ -227,6 +229,8 @@ def train(
         raise typer.BadParameter(
             "the weights know other anchors; --weights takes neither --fit-anchors nor --image-size"
         )
+    if fit_anchors and resume is not None:
+        raise typer.BadParameter("--fit-anchors and --resume exclude each other: a run keeps the anchors that it has")
     import fastssd.training as training
 
     before = training.TrainConfig()
@@ -242,7 +246,7 @@ def train(
         config = replace(config, preset=preset_of(config.model, config.preset, image_size))
     if fit_anchors:
         config = replace(config, preset=fitted(config, train_data))
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0  # of several processes one tells
+    first = training.is_first_process()  # of several one tells
     if first:
         say(
             f"{data}: {len(train_data)} pictures to learn from ({train_name}), {len(eval_data)} to evaluate on "
