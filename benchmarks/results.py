@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def run(recipe: Recipe, data: str, seed: int, folder: Path, threads: int) -> dic
     """What the run in `folder` is worth; it is made if there is none."""
     record = folder / "result.json"
     if not record.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # what a stopped run has left
         words = recipe.command.format(data=data).split()
         _, seconds = fastssd(*words, "--seed", str(seed), "--out", str(folder), threads=threads)
         last = folder / "checkpoints" / "last.ckpt"
@@ -157,9 +159,12 @@ def main() -> None:
     def one(recipe: Recipe, seed: int) -> dict[str, Any]:
         return run(recipe, arguments.data, seed, folder_of(recipe, seed), threads)
 
-    with ThreadPoolExecutor(arguments.jobs) as pool:
+    pool = ThreadPoolExecutor(arguments.jobs)
+    try:
         runs = [[pool.submit(one, recipe, seed) for seed in arguments.seeds] for recipe in recipes]
         found = [[future.result() for future in each] for each in runs]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
     more: list[str] = []
     if arguments.set == "bccd":
