@@ -52,12 +52,12 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, Any]], timing: Mappin
     losses, precision, time = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in history]
     for name, text in (("loss", "total"), ("loss_class", "classification"), ("loss_box", "box regression")):
-        losses.plot(epochs, [row[name] for row in history], label=text)
+        losses.plot(epochs, [row[name] for row in history], marker=".", label=text)
     losses.set(title="training loss", xlabel="epoch", yscale="log")
     for name in ("AP50", "AP", "AP75"):
         points = [(row["epoch"], row[name]) for row in history if row[name] is not None]
         if points:
-            precision.plot(*zip(*points, strict=True), label=name)
+            precision.plot(*zip(*points, strict=True), marker=".", label=name)
     precision.set(title="average precision, evaluation set", xlabel="epoch", ylim=(0, 1))
     for axes in (losses, precision):
         axes.grid(alpha=0.3)
