@@ -261,6 +261,7 @@ class TestErrors:
             (["train", "shapes", "--epochs", "0"], 2, "epochs"),
             (["train", "shapes", "--nope"], 2, "--nope"),
             (["demo", "--epochs", "1", "--minutes", "1"], 2, "--minutes"),
+            (["train", "shapes", "--fit-anchors", "--resume", "{folder}"], 2, "--fit-anchors"),
             (["predict"], 2, "CHECKPOINT"),
             (["predict", "x.ckpt", "photo.jpg", "--accelerator", "nope"], 2, "nope"),
         ],

@@ -37,15 +37,22 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload([__name__])
 
 
-def _run(config, folder, stop_at=None, **options):
-    """A run; at a step of the second process that one gets a signal, if it shall."""
+class _Failure(Exception):
+    pass
+
+
+def _run(config, folder, stop_at=None, fail_at=None, failing=(), **options):
+    """A run; at a step of the second process that one gets a signal, or those that are `failing` fail."""
     torch.set_num_threads(1)
     report.draw_curves = report.draw_predictions = lambda *args: None
     record, steps = _record, iter(range(1, 1000))
 
     def stopping(module, *args):
-        if module.global_rank == 1 and next(steps) == stop_at:
+        step = next(steps)
+        if module.global_rank == 1 and step == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
+        if module.global_rank in failing and step == fail_at:
+            raise _Failure
         record(module, *args)
 
     DetectorModule._record = stopping
@@ -61,7 +68,11 @@ def _rank(rank, port, jobs):
     os.environ |= {name: str(value) for name, value in place.items()}
     multiprocessing.set_start_method("fork", force=True)  # of workers, as in a process that was started by a command
     for config, folder, options in jobs:
-        _run(replace(config, devices=2, batch_size=config.batch_size // 2), folder, **options)
+        try:
+            _run(replace(config, devices=2, batch_size=config.batch_size // 2), folder, **options)
+        except _Failure:
+            if options["failing"] == (1,):
+                time.sleep(240)  # the test will not wait for its end
 
 
 @contextmanager
@@ -149,3 +160,13 @@ def test_when_one_process_is_killed_the_other_ends(tmp_path, lost):
         ranks[1 - lost].join(10)
         assert ranks[1 - lost].exitcode == 1, f"after {time.monotonic() - killed:.1f} s"
         load_checkpoint(last)
+
+
+@pytest.mark.alone
+def test_a_process_that_fails_and_lives_on_ends_the_other_unless_that_failed_too(tmp_path):
+    both, one = ((PLAIN, tmp_path / f"{ranks}", {"fail_at": 7, "failing": ranks}) for ranks in ((0, 1), (1,)))
+    with _two_ranks(both, one) as ranks:
+        ranks[0].join(60)
+        assert ranks[0].exitcode == 1
+        assert ranks[1].is_alive()
+    load_checkpoint(tmp_path / "(1,)" / "checkpoints" / "last.ckpt")

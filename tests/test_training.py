@@ -310,6 +310,9 @@ def test_a_run_that_is_resumed_keeps_its_choices(run, data):
         train(replace(CONFIG, lr=1.0), *data, resume=result.run_dir)
     with pytest.raises(ValueError, match="holds a run"):
         train(CONFIG, *data, result.run_dir)
+    with pytest.raises(ValueError, match="class_weights") as caught:
+        train(replace(CONFIG, criterion=Criterion(class_weights=(2.0,) * 6)), *data, resume=result.run_dir)
+    assert "box_loss" not in str(caught.value)  # which is as it was
     with pytest.raises(FileNotFoundError):
         train(None, *data, resume=result.run_dir / "elsewhere")
 
@@ -379,6 +382,7 @@ def test_choices_that_the_data_or_the_network_cannot_have_are_errors(data, tmp_p
     for wrong, message in (
         ({"multi_scale": (32, 64)}, "32 x 32"),
         ({"criterion": Criterion(class_weights=(1,))}, "weig"),
+        ({"strategy": "ddp_fork", "devices": 2}, "ddp_fork"),
     ):
         with pytest.raises(ValueError, match=message):
             train(replace(CONFIG, **wrong), *data, tmp_path / "run", progress=False, report_line=lambda line: None)

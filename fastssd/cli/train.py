@@ -246,8 +246,7 @@ def train(
         config = replace(config, preset=preset_of(config.model, config.preset, image_size))
     if fit_anchors:
         config = replace(config, preset=fitted(config, train_data))
-    first = training.is_first_process()  # of several one tells
-    if first:
+    if training.is_main_process():
         say(
             f"{data}: {len(train_data)} pictures to learn from ({train_name}), {len(eval_data)} to evaluate on "
             f"({eval_name}), classes {', '.join(train_data.class_names)}"
@@ -262,7 +261,7 @@ def train(
             progress=sys.stderr.isatty() if progress is None else progress,
             report_line=say,
         )
-    if not first:
+    if not training.is_main_process():
         return
     again = ["fastssd", "train", data, "--resume", str(result.run_dir)]
     again += [f"--train-split={train_split}"] * bool(train_split) + [f"--eval-split={eval_split}"] * bool(eval_split)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fastssd.training.config import TrainConfig
     from fastssd.training.evaluate import Evaluated, detect_all, evaluate
     from fastssd.training.module import NonFiniteLossError
-    from fastssd.training.run import RunResult, new_run_dir, train
+    from fastssd.training.run import RunResult, is_main_process, new_run_dir, train
 
 _LAZY = {
     "Augment": "augment",
@@ -27,6 +27,7 @@ _LAZY = {
     "Evaluated": "evaluate",
     "detect_all": "evaluate",
     "evaluate": "evaluate",
+    "is_main_process": "run",
     "new_run_dir": "run",
     "train": "run",
 }
@@ -41,6 +42,7 @@ __all__ = [
     "TrainConfig",
     "detect_all",
     "evaluate",
+    "is_main_process",
     "load_checkpoint",
     "new_run_dir",
     "train",

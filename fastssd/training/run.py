@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,11 @@ def new_run_dir(model: str, root: str | os.PathLike[str] = "runs") -> Path:
     return path
 
 
+def is_main_process() -> bool:
+    """Whether this is the only process of a run, or the first of all on all machines."""
+    return getattr(rank_zero_only, "rank", 0) == 0  # set by Lightning
+
+
 def train(
     config: TrainConfig | None,
     train_data: DetectionDataset,
@@ -93,7 +98,7 @@ def train(
         NonFiniteLossError: the loss became NaN or infinite; names epoch, batch and pictures.
         FileNotFoundError, WeightsError: there are no such weights, or not for this model.
     """
-    if getattr(rank_zero_only, "rank", 0) != 0:  # set by Lightning
+    if not is_main_process():
         report_line = _say_nothing
     class_names = tuple(train_data.class_names)
     if class_names != tuple(eval_data.class_names):
@@ -191,12 +196,22 @@ def _resumed_config(config: TrainConfig | None, info: CheckpointInfo, class_name
     before = TrainConfig.from_dict(info.config)
     if config is None:
         return before
-    names = [f.name for f in fields(TrainConfig) if f.name not in _FREE_TO_CHANGE]
-    changed = [name for name in names if getattr(config, name) != getattr(before, name)]
-    if changed:
-        told = ", ".join(f"{name} {getattr(before, name)!r} -> {getattr(config, name)!r}" for name in changed)
-        raise ValueError(f"a run that is resumed keeps its configuration; changed: {told}")
+    kept = {f.name: getattr(before, f.name) for f in fields(TrainConfig) if f.name in _FREE_TO_CHANGE}
+    if changed := _differences(before, replace(config, **kept)):
+        raise ValueError(f"a run that is resumed keeps its configuration; changed: {', '.join(changed)}")
     return config
+
+
+def _differences(before: Any, now: Any) -> list[str]:
+    """Of two dataclasses of a kind, down to the fields that are none."""
+    told = []
+    for name in (f.name for f in fields(before)):
+        old, new = getattr(before, name), getattr(now, name)
+        if is_dataclass(old) and is_dataclass(new):
+            told += [f"{name}.{inner}" for inner in _differences(old, new)]
+        elif old != new:
+            told.append(f"{name} {old!r} -> {new!r}")
+    return told
 
 
 def _announce_resume(path: Path, info: CheckpointInfo, report_line: Callable[[str], None]) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import lightning.pytorch as L
 
+from fastssd.training.stopping import Stopped
+
 GRACE = 2.0  # seconds in which a process may end by itself, with its own error
 PATIENCE = 5.0  # seconds for a connection to be made
 GOODBYE = b"."
@@ -77,11 +79,20 @@ class EndTogether(L.Callback):
             with contextlib.suppress(OSError):
                 connection.sendall(GOODBYE)
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """The others shall end now: this process may live on, in a notebook say, but not come back to them."""
+        if isinstance(exception, Stopped):
+            return
+        self._done.set()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     def _watch(self, connection: socket.socket) -> None:
         _open.add(connection)
         self._selector.register(connection, selectors.EVENT_READ)
 
-    def _forget(self, connection: socket.socket) -> None:
+    def _forget(self, connection: Any) -> None:
         self._selector.unregister(connection)
         self._connections.discard(connection)
         _open.discard(connection)
@@ -96,8 +107,8 @@ class EndTogether(L.Callback):
                 elif self._says_goodbye(connection):
                     self._forget(connection)
                 else:
-                    for other in list(self._connections):  # so that the others hear of it now
-                        self._forget(other)
+                    for other in list(self._selector.get_map().values()):  # so that the others hear of it now
+                        self._forget(other.fileobj)
                     self._end()
                     return
 

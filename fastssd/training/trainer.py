@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, RichProgressBar, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from fastssd.training import report
 from fastssd.training.checkpoint import read_checkpoint, save_checkpoint
@@ -77,7 +78,7 @@ def make_trainer(
         loggers.append(TensorBoardLogger(folder, name="logs", version=csv.version))
     else:
         report_line("no TensorBoard logs: tensorboard is missing; install it with: pip install 'fastssd[train]'")
-    return L.Trainer(
+    trainer = L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
@@ -97,6 +98,12 @@ def make_trainer(
         enable_model_summary=False,
         enable_progress_bar=progress,
     )
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            f"strategy {config.strategy!r} with devices {config.devices!r}: forks or spawns processes whose results "
+            "do not come back here, as in a notebook; use ddp in a script, fastssd train --devices, or torchrun"
+        )
+    return trainer
 
 
 def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
