@@ -73,6 +73,8 @@ def rows_of(parts: str):
 
 
 def main(model: str, folder: str, out: str, actors: int = 2) -> None:
+    if os.path.exists(f"{out}/parts"):
+        sys.exit(f"{out}/parts is there already, and what is found would be added to it; choose another OUT")
     # On this machine alone: a CPU for each actor and one to read, and little memory for what is passed on.
     local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": actors + 1, "object_store_memory": 256 << 20}
     ray.init(include_dashboard=False, log_to_driver=False, **local)

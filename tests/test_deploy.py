@@ -322,6 +322,8 @@ def test_what_cannot_be_read_may_come_back_in_its_place(files, pictures, limit):
         next(detector.stream(several, on_error="ignore"))
     with pytest.raises(TypeError, match="float"):
         [*detector.stream([3.5], on_error="return")]
+    with pytest.raises(TypeError, match=r"missing\.jpg"):
+        next(detector.stream("missing.jpg", on_error="return"))
 
 
 def test_a_result_as_json_has_every_bit(detectors, pictures):

@@ -142,6 +142,8 @@ class Detector:
         """
         if on_error not in ("raise", "return"):
             raise ValueError(f"on_error: expected 'raise' or 'return', got {on_error!r}")
+        if isinstance(pictures, str):  # an iterable of letters
+            raise TypeError(f"pictures: expected an iterable of pictures, got one path, {pictures!r}")
         try:
             iterator = iter(pictures)
         except TypeError:
