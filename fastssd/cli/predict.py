@@ -61,7 +61,7 @@ def predict(
         bool, typer.Option("--resume", help="Go on with what a stopped run has left in the folder; else begin.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is in the folder, however much it is.")
+        bool, typer.Option("--overwrite", help="Replace the predictions in the folder, however many.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures that go through the network together.")] = BATCH,
     workers: Annotated[

@@ -138,7 +138,7 @@ class EndTogether(L.Callback):
 
     def _end(self) -> None:
         if not self._done.wait(GRACE):
-            os.write(2, b"another process of this run is gone; this one ends too\n")
+            os.write(2, b"another process of this run failed or is gone; this one ends too\n")
             os._exit(1)
 
 
