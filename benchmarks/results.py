@@ -54,7 +54,7 @@ RECIPES = {
         ),
         Recipe(
             "(c) and larger input, small batches, averaged weights",
-            "train {data} --on-error skip --epochs 15 --fit-anchors --vertical-flip 0.5"
+            "train {data} --on-error skip --epochs 12 --fit-anchors --vertical-flip 0.5"
             " --image-size 320 --batch-size 4 --lr 0.001 --ema 0.99",
         ),
     ),
