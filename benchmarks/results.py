@@ -28,12 +28,14 @@ import numpy as np
 import torch
 
 from fastssd.benchmark import environment
-from fastssd.data import load_dataset
-from fastssd.evaluation.errors import KINDS, find_errors
-from fastssd.training.evaluate import detect_all
+from fastssd.data import DetectionDataset, load_dataset
+from fastssd.evaluation.errors import BACKGROUND, KINDS, PictureErrors, find_errors
+from fastssd.explain.draw import draw_boxes, picture_grid
+from fastssd.training.evaluate import Evaluated, detect_all
 
 SHOWN = (0.05, 0.2, 0.4)  # least scores in the table of errors
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
+PICTURE = PAGE.parent / "bccd.jpg"
 
 
 class Recipe(NamedTuple):
@@ -117,6 +119,7 @@ def errors(recipe: Recipe, folder: Path, data: str) -> list[str]:
     kinds = np.concatenate([own.kind for own in judged])
     scores = np.concatenate([own.scores for own in found.detections])
     counts = [np.bincount(kinds[scores >= least], minlength=len(KINDS)) for least in SHOWN]
+    draw_background(found, judged, load_dataset(data, "test"))
     missed, objects = sum(own.missed.sum() for own in judged), sum(len(own.missed) for own in judged)
     return [
         "",
@@ -129,6 +132,24 @@ def errors(recipe: Recipe, folder: Path, data: str) -> list[str]:
         "",
         f"{missed} of {objects} objects have no correct detection at any score.",
     ]
+
+
+def draw_background(found: Evaluated, judged: Sequence[PictureErrors], data: DetectionDataset) -> None:
+    """The pictures with most detections on background: the annotations to the left, these detections to the right."""
+    chosen = [
+        (own.kind == BACKGROUND) & (seen.scores >= SHOWN[-1])
+        for own, seen in zip(judged, found.detections, strict=True)
+    ]
+    drawn = []
+    for index in np.argsort([-own.sum() for own in chosen], kind="stable")[:2]:
+        image, truth, seen = data[int(index)].image, found.truths[index], found.detections[index]
+        for boxes, labels, color in (
+            (truth.boxes, truth.labels, "#00aa00"),
+            (seen.boxes[chosen[index]], seen.labels[chosen[index]], "#dd0000"),
+        ):
+            names = [data.class_names[label - 1] for label in labels]
+            drawn.append(draw_boxes(image, boxes, names, [color] * len(names)).resize((480, 360)))
+    picture_grid(drawn, columns=2).save(PICTURE, quality=85)
 
 
 def row(recipe: Recipe, runs: Sequence[dict[str, Any]]) -> str:

@@ -29,7 +29,7 @@ from fastssd.benchmark import environment
 from fastssd.data import Sample, shapes_dataset
 from fastssd.detection import MODELS, Criterion, build_model
 from fastssd.training.augment import Augment
-from fastssd.training.datasets import Cached, TrainSet
+from fastssd.training.datasets import Cached, Item, TrainSet
 from fastssd.training.trainer import keep_freed_memory
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
@@ -115,12 +115,12 @@ def typical(call: Callable[[], object], seconds: float) -> float:
 def augmented_pictures_per_second(size: int, seconds: float) -> float:
     """Of one process: crop, zoom-out, colour and flip of pictures of 640 x 640 in memory, as targets' pictures."""
     data = Cached(shapes_dataset(32, image_size=640))
-    whole = TrainSet(data, Augment(crop=0.5, zoom_out=0.5, photometric=1.0), size, seed=0)
-    for index in range(len(data)):
-        whole[0, index]
+    made = TrainSet(data, Augment(crop=0.5, zoom_out=0.5, photometric=1.0), seed=0)
+    for index in range(len(data)):  # reads them
+        made[Item(0, index, size)]
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        whole[1 + count // len(data), count % len(data)]
+        made[Item(1 + count // len(data), count % len(data), size)]
         count += 1
     return count / (time.perf_counter() - start)
 
