@@ -21,7 +21,7 @@ LAYERS = [
     ("evaluation",),
     ("detection", "explain", "data"),
     ("ops",),
-    ("_config", "_image"),
+    ("_config", "_image", "_stopping"),
     ("backends",),
     ("_C",),
 ]

@@ -145,8 +145,8 @@ def detect_all(
     show_lines: bool,
 ) -> None:
     """Detect in the pictures that are not done, until a signal comes."""
+    from fastssd._stopping import stop_signals
     from fastssd.cli.progress import progress_bar
-    from fastssd.cli.stopping import stop_signals
     from fastssd.deploy.parallel import in_order
 
     done = set(map(os.path.abspath, predictions.done))

@@ -14,6 +14,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from fastssd._config import version
+from fastssd._stopping import stop_signals
 from fastssd.data import DetectionDataset
 from fastssd.detection.models import MODELS, Preset, build_model
 from fastssd.detection.weights import Pretrained, load_weights, read_weights
@@ -22,7 +23,7 @@ from fastssd.training.checkpoint import CheckpointInfo, load_checkpoint, read_ch
 from fastssd.training.config import TrainConfig
 from fastssd.training.datasets import Cached, Resized
 from fastssd.training.module import DetectorData, DetectorModule
-from fastssd.training.stopping import StopAfterStep, Stopped, stop_signals
+from fastssd.training.stopping import StopAfterStep, Stopped
 from fastssd.training.together import EndTogether
 from fastssd.training.trainer import CheckpointKeeper, keep_freed_memory, make_trainer, quiet_lightning
 
@@ -141,7 +142,7 @@ def train(
     module = DetectorModule(model, config, class_names, report_line)
     keeper, together = CheckpointKeeper(folder), EndTogether()
 
-    with quiet_lightning(), stop_signals() as stop:
+    with quiet_lightning(), stop_signals("step", install=False) as stop:
         trainer = make_trainer(config, folder, [keeper, StopAfterStep(folder, stop), together], progress, report_line)
         if trainer.is_global_zero:
             _remove_unfinished(folder)

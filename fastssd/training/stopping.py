@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch as L
 
+from fastssd._stopping import StopSignal
+
 
 class Stopped(Exception):
     """Unwinds Lightning's loops after a signal."""
-
-
-class StopSignal:
-    """Remembers the first SIGINT or SIGTERM; a second one interrupts at once."""
-
-    signal: int | None = None
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = signum
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")
-
-    def install(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(signum, self)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[StopSignal]:
-    """The signal of a run, not installed yet; afterwards the handlers are those of before."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield StopSignal()
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
 
 
 class StopAfterStep(L.Callback):

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class StopSignal:
     """Remembers the first SIGINT or SIGTERM; a second one interrupts at once."""
@@ -29,17 +31,26 @@ class StopSignal:
         """The exit status of a process that a signal has ended."""
         return 128 + (self.signal or 0)
 
+    def install(self) -> None:
+        """Be the handler of both from here on; signals reach the main thread alone."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                signal.signal(signum, self)
+
 
 @contextmanager
-def stop_signals(after: str) -> Iterator[StopSignal]:
-    """Signals end the work inside after the piece at hand, of the kind `after`, if it asks for them."""
+def stop_signals(after: str, *, install: bool = True) -> Iterator[StopSignal]:
+    """Signals end the work inside after the piece at hand, of the kind `after`, if it asks for them.
+
+    The handlers of before come back at the end. Without `install`, the work installs the signal itself.
+    """
     stop = StopSignal(after)
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     try:
+        if install:
+            stop.install()
         yield stop
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
