@@ -50,7 +50,7 @@ WAYS = {
     "and compiled": Way(channels_last=True, keep_memory=True, compile=True),
     "and bfloat16": Way(channels_last=True, keep_memory=True, bfloat16=True),
 }
-BATCH = 8
+BATCH = 16
 SMALL_BATCHES = {"ssd300_vgg16": 2, "ssd512_vgg16": 1}
 SLOW = {"ssd512_vgg16"}  # is not trained here, only asked
 
