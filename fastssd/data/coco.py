@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Set
 from typing import Any, NamedTuple
 
 from fastssd.data.dataset import Problems, wrong
@@ -114,7 +114,7 @@ def read_ids(path: str | os.PathLike[str]) -> Ids:
     """
     source = os.fspath(path)
     with open(source, encoding="utf-8-sig") as file:
-        content = _parse(source, file.read(), ("images", "categories"))
+        content = _parse(source, file.read(), {"images", "categories"})
     images: dict[str, int | str] = {}
     for line, fields in content["images"]:
         key, name = fields.get("id"), fields.get("file_name")
@@ -126,7 +126,7 @@ def read_ids(path: str | os.PathLike[str]) -> Ids:
     return Ids(images, {name: key for key, name in _categories(source, content["categories"]).items()})
 
 
-def _parse(path: str, text: str, keys: Collection[str] = tuple(_FIELDS)) -> dict[str, list[Element]]:
+def _parse(path: str, text: str, keys: Set[str] = _FIELDS.keys()) -> dict[str, list[Element]]:
     """The lists of these keys of `_FIELDS`.
 
     Raises:
