@@ -101,7 +101,7 @@ def demo(
             f"\nNext:\n"
             f"  fastssd predict {run_dir} PICTURE... --out found   detect in pictures of your own\n"
             f"  fastssd explain shapes --checkpoint {run_dir}      see matching and NMS at work\n"
-            f"  fastssd train DATA                                 learn from a folder of your own\n"
+            f"  fastssd train DATA --fit-anchors                   learn from a folder of your own\n"
         )
 
 
