@@ -114,12 +114,13 @@ def coverage(data: str, target: Path) -> list[str]:
 
 def errors(recipe: Recipe, folder: Path, data: str) -> list[str]:
     """What the best recipe's first run does wrong, as lines of a table."""
-    found = detect_all(folder / "checkpoints" / "last.ckpt", load_dataset(data, "test"))
+    pictures = load_dataset(data, "test")
+    found = detect_all(folder / "checkpoints" / "last.ckpt", pictures)
     judged = [find_errors(*pair) for pair in zip(*found, strict=True)]
     kinds = np.concatenate([own.kind for own in judged])
     scores = np.concatenate([own.scores for own in found.detections])
     counts = [np.bincount(kinds[scores >= least], minlength=len(KINDS)) for least in SHOWN]
-    draw_background(found, judged, load_dataset(data, "test"))
+    draw_background(found, judged, pictures)
     missed, objects = sum(own.missed.sum() for own in judged), sum(len(own.missed) for own in judged)
     return [
         "",
