@@ -79,7 +79,9 @@ def test_cuda_gives_what_the_cpu_gives(name, monkeypatch):
 
     def on_cuda(*arrays: Any, **options: Any) -> Any:
         def moved(value: Any) -> Any:
-            return [moved(each) for each in value] if isinstance(value, list) else value.cuda()
+            if isinstance(value, list):
+                return [moved(each) for each in value]
+            return value.cuda() if isinstance(value, torch.Tensor) else value  # a threshold, the name of a format
 
         found = face(
             *(moved(as_tensors(array)) for array in arrays), **{key: as_tensors(v) for key, v in options.items()}

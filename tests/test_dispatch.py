@@ -89,7 +89,7 @@ def run(code: str, isa: str | None) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "FASTSSD_ISA"}
     if isa is not None:
         environment["FASTSSD_ISA"] = isa
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_every_available_isa_runs_when_forced_and_gives_the_same_bits() -> None:

@@ -35,6 +35,7 @@ STILL = replace(
 # Ranks are forked from a process that has imported this module and done nothing else.
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload([__name__])
+HANGS = 600  # seconds, after which a process hangs: torch's own limit is half an hour
 
 
 class _Failure(Exception):
@@ -72,7 +73,7 @@ def _rank(rank, port, jobs):
             _run(replace(config, devices=2, batch_size=config.batch_size // 2), folder, **options)
         except _Failure:
             if options["failing"] == (1,):
-                time.sleep(240)  # the test will not wait for its end
+                time.sleep(3600)  # the test will not wait for its end
 
 
 @contextmanager
@@ -105,7 +106,7 @@ def runs(tmp_path_factory):
         alone = context.Process(target=_all, args=([(STILL, folder / "one still"), (PLAIN, folder / "one plain")],))
         alone.start()
         for process in (*ranks, alone):
-            process.join(240)
+            process.join(HANGS)
         assert [process.exitcode for process in (*ranks, alone)] == [0, 0, 0]
     return folder
 
@@ -147,26 +148,23 @@ def test_a_signal_to_one_process_stops_both_and_their_history_goes_on_exactly(ru
     assert (runs / "two stopped" / "logs" / "version_1").exists()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("lost", [0, 1])
 def test_when_one_process_is_killed_the_other_ends(tmp_path, lost):
     config = replace(PLAIN, epochs=1000, num_workers=1, cache=False)  # a worker is a copy that holds all connections
     with _two_ranks((config, tmp_path / "run", {})) as ranks:
-        last, limit = tmp_path / "run" / "checkpoints" / "last.ckpt", time.monotonic() + 120
+        last, limit = tmp_path / "run" / "checkpoints" / "last.ckpt", time.monotonic() + HANGS
         while not last.exists() and time.monotonic() < limit:
             time.sleep(0.05)
-        killed = time.monotonic()
         ranks[lost].kill()
-        ranks[1 - lost].join(10)
-        assert ranks[1 - lost].exitcode == 1, f"after {time.monotonic() - killed:.1f} s"
+        ranks[1 - lost].join(HANGS)
+        assert ranks[1 - lost].exitcode == 1
         load_checkpoint(last)
 
 
-@pytest.mark.alone
 def test_a_process_that_fails_and_lives_on_ends_the_other_unless_that_failed_too(tmp_path):
     both, one = ((PLAIN, tmp_path / f"{ranks}", {"fail_at": 7, "failing": ranks}) for ranks in ((0, 1), (1,)))
     with _two_ranks(both, one) as ranks:
-        ranks[0].join(60)
+        ranks[0].join(HANGS)
         assert ranks[0].exitcode == 1
         assert ranks[1].is_alive()
     load_checkpoint(tmp_path / "(1,)" / "checkpoints" / "last.ckpt")
