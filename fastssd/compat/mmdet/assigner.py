@@ -1,19 +1,20 @@
-"""mmdetection's MaxIoUAssigner on our kernels: no matrix of overlaps is made."""
+"""mmdetection's MaxIoUAssigner on our kernels: no matrix of overlaps is made, only blocks of one."""
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastssd import ops
-from fastssd.compat.mmdet.overlaps import EPS, BboxOverlaps2D, bbox_overlaps, box_tensor, same_as_kernel
+from fastssd.compat.mmdet.overlaps import EPS, BboxOverlaps2D, box_tensor, same_as_kernel
 
 _ANY_OVERLAP = math.ulp(0.0)  # as a threshold: reached by every IoU but 0
+_CELLS = 1 << 18  # how many overlaps are looked at at a time
 
 
 class AssignResult:
@@ -143,14 +144,15 @@ class MaxIoUAssigner:
             truths = _shake_repeated(box_tensor(truths), self.iou_calculator, self.perm_repeat_gt_cfg)
         ignored = self._ignored(priors, None if gt_instances_ignore is None else gt_instances_ignore.bboxes)
         boxes, truth_boxes = box_tensor(priors), box_tensor(truths).detach()
-        if not self._has_kernel or not same_as_kernel(truth_boxes, boxes, EPS):
-            overlaps = self.iou_calculator(truths, priors)
+        if type(self.iou_calculator) is not BboxOverlaps2D or len(truth_boxes) == 0 or len(boxes) == 0:
+            overlaps = self.iou_calculator(truths, priors)  # of a calculator's own making, or empty
             if ignored is not None:
                 overlaps[:, ignored] = -1
             return self.assign_wrt_overlaps(overlaps, labels)
-        if len(truth_boxes) == 0 or len(boxes) == 0:
-            return _nothing(len(truth_boxes), len(boxes), truth_boxes)
-        return self._assign(truth_boxes, boxes, labels, ignored)
+        is_left = ignored is None or not bool(ignored.all())
+        if is_left and self._has_kernel and same_as_kernel(truth_boxes, boxes, EPS):
+            return self._assign(truth_boxes, boxes, labels, ignored)
+        return self._assign_by_blocks(truth_boxes, boxes, labels, ignored)
 
     def assign_wrt_overlaps(self, overlaps: Tensor, gt_labels: Tensor) -> AssignResult:
         """Assign by a matrix of overlaps.
@@ -166,8 +168,12 @@ class MaxIoUAssigner:
         if number == 0 or width == 0:
             return _nothing(number, width, overlaps)
         best, best_gt = overlaps.max(dim=0)
-        claims = self._claims(overlaps, None) if self.match_low_quality else None
-        return self._result(number, best, best_gt, claims, gt_labels)
+        taken = None
+        if self.match_low_quality:
+            most, first = overlaps.max(dim=1)
+            slices = _slices(number, width, 8 * _CELLS)
+            taken = self._taken(most, first, ((part, overlaps[:, part]) for part in slices), width)
+        return self._result(number, best, best_gt, taken, gt_labels)
 
     @property
     def _has_kernel(self) -> bool:
@@ -176,40 +182,93 @@ class MaxIoUAssigner:
 
     def _assign(self, truths: Tensor, priors: Tensor, labels: Tensor, ignored: Tensor | None) -> AssignResult:
         best_gt, best = ops.match_anchors(priors, truths, iou_threshold=_ANY_OVERLAP, force_match="none")
-        rest = None  # the priors that a ground truth may take
+        taken = None
         if ignored is not None and bool(ignored.any()):
             best.masked_fill_(ignored, -1)
-            rest = (~ignored).nonzero()[:, 0]
-            priors = priors[rest]
-        claims = None
-        if self.match_low_quality and len(priors) > 0:
-            # Only priors that are the best of some ground truth; at threshold 1 the kernel finds just those.
-            finds = ops.match_anchors(priors, truths, iou_threshold=1.0, force_match="low_quality").gt_idx
-            places = (finds >= 0).nonzero()[:, 0]
-            claims = self._claims(ops.box_iou(truths, priors[places]), places if rest is None else rest[places])
-        return self._result(len(truths), best, best_gt.clamp_(min=0), claims, labels)
+            best_gt.masked_fill_(ignored, 0)
+            if self.match_low_quality:
+                rest = ~ignored
+                taken = torch.zeros_like(best_gt)
+                taken[rest] = self._taken_by_kernel(truths, priors[rest])
+        elif self.match_low_quality:
+            taken = self._taken_by_kernel(truths, priors)
+        return self._result(len(truths), best, best_gt.clamp_(min=0), taken, labels)
 
-    def _claims(self, overlaps: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Step 4: (k + 1, the prior that ground truth k takes), for overlaps [K, C] with priors at `places`."""
-        most, first = overlaps.max(dim=1)
+    def _assign_by_blocks(self, truths: Tensor, priors: Tensor, labels: Tensor, ignored: Tensor | None) -> AssignResult:
+        """For what the kernels do not compute as mmdet does."""
+        slices = list(_slices(len(truths), len(priors)))
+
+        def blocks() -> Iterator[tuple[slice, Tensor]]:
+            for part in slices:
+                overlaps = self.iou_calculator(truths, priors[part])
+                if ignored is not None:
+                    overlaps[:, ignored[part]] = -1
+                yield part, overlaps
+
+        columns, rows, kept = [], [], []
+        for part, overlaps in blocks():
+            columns.append(overlaps.max(dim=0))
+            most, first = overlaps.max(dim=1)
+            rows.append((most, first + part.start))
+            kept = [(part, overlaps)]
+        best, best_gt = (torch.cat(parts) for parts in zip(*columns, strict=True))
+        taken = None
+        if self.match_low_quality:
+            of_blocks, places = (torch.stack(parts) for parts in zip(*rows, strict=True))  # [blocks, K] each
+            most, block = of_blocks.max(dim=0)
+            first = places.gather(0, block[None])[0]
+            taken = self._taken(most, first, kept if len(slices) == 1 else blocks(), len(priors))
+        return self._result(len(truths), best, best_gt, taken, labels)
+
+    def _taken_by_kernel(self, truths: Tensor, priors: Tensor) -> Tensor:
+        """:meth:`_taken` of overlaps that are never made."""
+        # Only priors that are the best of some ground truth; at threshold 1 the kernel finds just those.
+        places = _bests(priors, truths)
+        if len(truths) * len(places) <= _CELLS:
+            overlaps = ops.box_iou(truths, priors[places])
+            most, first = overlaps.max(dim=1)
+            taken = torch.zeros(len(priors), dtype=torch.int64, device=priors.device)
+            return taken.index_copy_(0, places, self._taken(most, first, [(slice(None), overlaps)], len(places)))
+        # There are many where a ground truth overlaps no prior, for then all are equally good to it.
+        first, most = ops.match_anchors(truths, priors, iou_threshold=_ANY_OVERLAP, force_match="none")
+        if not self.gt_max_assign_all:
+            return self._taken(most, first.clamp_(min=0), [], len(priors))
         takes = most >= self.min_pos_iou
-        if self.gt_max_assign_all:
-            gt, column = ((overlaps == most[:, None]) & takes[:, None]).nonzero(as_tuple=True)
-        else:
-            gt = takes.nonzero()[:, 0]
-            column = first[gt]
-        return gt + 1, column if places is None else places[column]
+        alone = (takes & (most == 0)).nonzero()[:, 0]
+        taken = torch.full((len(priors),), int(alone[-1]) + 1 if len(alone) else 0, device=priors.device)
+        others = (takes & (most > 0)).nonzero()[:, 0]
+        if len(others) > 0:
+            truths, most = truths[others], most[others]
+            for block in _bests(priors, truths).split(max(_CELLS // len(truths), 1)):
+                gt, column = (ops.box_iou(truths, priors[block]) == most[:, None]).nonzero(as_tuple=True)
+                taken.scatter_reduce_(0, block[column], others[gt] + 1, "amax")
+        return taken
 
-    def _result(
-        self, number: int, best: Tensor, best_gt: Tensor, claims: tuple[Tensor, Tensor] | None, labels: Tensor
-    ) -> AssignResult:
+    def _taken(self, most: Tensor, first: Tensor, blocks: Iterable[tuple[slice, Tensor]], width: int) -> Tensor:
+        """Step 4: int64 [width], k + 1 where ground truth k takes the prior, 0 where none does.
+
+        Args:
+            most, first: [K], the largest overlap of each ground truth and the first prior that has it.
+            blocks: columns of the overlaps, and these columns [K, C].
+            width: how many priors.
+        """
+        takes = most >= self.min_pos_iou
+        taken = torch.zeros(width, dtype=torch.int64, device=most.device)
+        # The last ground truth keeps a prior: the largest k + 1.
+        if not self.gt_max_assign_all:
+            gt = takes.nonzero()[:, 0]
+            return taken.scatter_reduce_(0, first[gt], gt + 1, "amax")
+        for part, overlaps in blocks:
+            gt, column = ((overlaps == most[:, None]) & takes[:, None]).nonzero(as_tuple=True)
+            taken[part].scatter_reduce_(0, column, gt + 1, "amax")
+        return taken
+
+    def _result(self, number: int, best: Tensor, best_gt: Tensor, taken: Tensor | None, labels: Tensor) -> AssignResult:
         assigned = torch.full_like(best_gt, -1)
         low, high = self._negative
         assigned.masked_fill_((best >= low) & (best < high), 0)
         assigned = torch.where(best >= self.pos_iou_thr, best_gt + 1, assigned)
-        if claims is not None:
-            # The last ground truth keeps a prior: the largest k + 1.
-            taken = torch.zeros_like(assigned).scatter_reduce_(0, claims[1], claims[0], "amax")
+        if taken is not None:
             assigned = torch.where(taken > 0, taken, assigned)
         positive = assigned > 0
         own = torch.full_like(assigned, -1)
@@ -220,20 +279,32 @@ class MaxIoUAssigner:
         """bool [N], or None where nothing can be ignored."""
         if self.ignore_iof_thr <= 0 or regions is None or regions.numel() == 0 or priors.numel() == 0:
             return None
-        if not self._has_kernel:
+        calculator = self.iou_calculator
+        if type(calculator) is not BboxOverlaps2D:
             over = (
-                self.iou_calculator(priors, regions, mode="iof").amax(1)
+                calculator(priors, regions, mode="iof").amax(1)
                 if self.ignore_wrt_candidates
-                else self.iou_calculator(regions, priors, mode="iof").amax(0)
+                else calculator(regions, priors, mode="iof").amax(0)
             )
             return over > self.ignore_iof_thr
-        # Region by region, for a picture has few and the matrix would be large.
+        # Region by region, for the matrix would be large.
         boxes = box_tensor(priors)
         most = boxes.new_full((len(boxes),), -1.0)
         for region in box_tensor(regions).detach().split(1):
             first, second = (boxes, region) if self.ignore_wrt_candidates else (region, boxes)
-            most = torch.maximum(most, bbox_overlaps(first, second, "iof").reshape(-1))
+            most = torch.maximum(most, calculator(first, second, mode="iof").reshape(-1))
         return most > self.ignore_iof_thr
+
+
+def _slices(number: int, width: int, cells: int = _CELLS) -> Iterator[slice]:
+    step = max(cells // number, 1)
+    return (slice(start, min(start + step, width)) for start in range(0, width, step))
+
+
+def _bests(priors: Tensor, truths: Tensor) -> Tensor:
+    """int64 [C], rising: the priors that some ground truth overlaps most."""
+    found: Tensor = ops.match_anchors(priors, truths, iou_threshold=1.0, force_match="low_quality").gt_idx
+    return (found >= 0).nonzero()[:, 0]
 
 
 def _nothing(number: int, width: int, like: Tensor) -> AssignResult:

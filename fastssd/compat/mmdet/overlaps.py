@@ -11,6 +11,7 @@ from fastssd import ops
 
 _MODES = ("iou", "iof", "giou")
 EPS = 1e-6
+_LARGE = 1e18  # no area of such coordinates is infinite
 
 
 def bbox_overlaps(
@@ -113,8 +114,10 @@ def same_as_kernel(boxes1: Tensor, boxes2: Tensor, eps: float, hull: bool = Fals
         return False
     if torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad):
         return False
-    if not (bool(boxes1.sum().isfinite()) and bool(boxes2.sum().isfinite())):  # NaN and inf go their own way in mmdet
-        return False
+    for boxes in (boxes1, boxes2):
+        low, high = boxes.aminmax()
+        if not (float(low) > -_LARGE and float(high) < _LARGE):  # NaN and inf go their own way in mmdet
+            return False
     fewer = boxes1 if boxes1.shape[-2] < boxes2.shape[-2] else boxes2
     area = (fewer[..., 2] - fewer[..., 0]) * (fewer[..., 3] - fewer[..., 1])
     if hull:
