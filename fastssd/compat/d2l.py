@@ -18,17 +18,18 @@ the chapter's code goes astray or leaves the answer open:
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
+from types import ModuleType
 
 from fastssd import ops
-from fastssd.compat._routes import Routes
 
 try:
     import torch
     from torch import Tensor
 except ImportError as error:
     raise ImportError("fastssd.compat.d2l needs torch; install it with: pip install 'fastssd[torch]'") from error
+
+from fastssd.compat._routes import Host, Routes
 
 __all__ = [
     "assign_anchor_to_bbox",
@@ -221,16 +222,22 @@ def multibox_detection(
     return torch.cat([label.unsqueeze(-1), score.unsqueeze(-1), boxes], -1)
 
 
-def patch() -> Routes:
+_HOST = Host(f"{__name__}:_HOST", ["d2l"], {"d2l.torch": [globals()[name] for name in __all__ if name != "patch"]})
+
+
+def patch(*modules: ModuleType) -> Routes:
     """Route the box functions of the package d2l through this module, so that a notebook of the book runs unchanged.
 
     ``patch()`` alone is for good; ``with patch(): ...`` ends with the block, and so does the result's ``restore()``.
+    What ours refuse goes to the chapter's own functions.
+
+    Args:
+        modules: further modules to route, for what they imported from d2l by name.
 
     Raises:
         ImportError: the package d2l, or what it imports, is missing.
     """
-    host = importlib.import_module("d2l.torch")
-    return Routes(["d2l"], [(getattr(host, name), globals()[name]) for name in __all__ if name != "patch"])
+    return _HOST.patch(modules)
 
 
 def _match(anchors: Tensor, ground_truth: Tensor, iou_threshold: float) -> Tensor:

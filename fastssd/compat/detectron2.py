@@ -9,7 +9,8 @@ The results are detectron2's, element for element. Exceptions:
   costs bits of float32 and lets classes with negative coordinates meet.
 - IoU with a box that is not finite is 0, where detectron2 may give NaN. A box that is not finite, or has a NaN score,
   is never returned by NMS.
-- What detectron2 asserts raises ``ValueError`` or ``TypeError`` here, and says what was wrong.
+- What detectron2 asserts raises ``ValueError`` or ``TypeError`` here, and says what was wrong; under :func:`patch`
+  detectron2 itself is asked.
 
 Source:
     facebookresearch/detectron2: ``structures/boxes.py``, ``modeling/matcher.py``, ``modeling/box_regression.py``,
@@ -18,22 +19,23 @@ Source:
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
 from fastssd import ops
-from fastssd.compat._routes import Routes
 
 try:
     import torch
     from torch import Tensor
 except ImportError as error:
     raise ImportError("fastssd.compat.detectron2 needs torch; install it with: pip install 'fastssd[torch]'") from error
+
+from fastssd.compat._routes import Host, Routes
 
 __all__ = ["Box2BoxTransform", "Matcher", "batched_nms", "matched_boxlist_iou", "nms", "pairwise_iou", "patch"]
 
@@ -226,23 +228,31 @@ class Box2BoxTransform:
         return torch.stack(low + high, dim=2).reshape(deltas.shape)
 
 
-def patch() -> Routes:
+_HOST = Host(
+    f"{__name__}:_HOST",
+    ["detectron2"],
+    {
+        "detectron2.structures.boxes": (pairwise_iou, matched_boxlist_iou),
+        "detectron2.layers.nms": (batched_nms,),
+        "detectron2.modeling.matcher": (Matcher,),
+    },
+)
+
+
+def patch(*modules: ModuleType) -> Routes:
     """Route detectron2 through this module: IoU and NMS at once, the matcher in models that are built after.
 
-    ``patch()`` alone is for good; ``with patch(): ...`` ends with the block, and so does ``patch().restore()``.
+    ``patch()`` alone is for good; ``with patch(): ...`` ends with the block, and so does ``patch().restore()``. What
+    ours refuse, and what is traced, compiled or scripted, goes to detectron2's own, which answer or raise their own
+    errors. The matcher is a subclass of detectron2's and of :class:`Matcher`.
+
+    Args:
+        modules: further modules to route, for what they imported from detectron2 by name.
 
     Raises:
         ImportError: detectron2, or what it imports, is missing.
     """
-    pairs: list[tuple[Any, Any]] = []
-    for module, names in (
-        ("structures.boxes", (pairwise_iou, matched_boxlist_iou)),
-        ("layers.nms", (batched_nms,)),
-        ("modeling.matcher", (Matcher,)),
-    ):
-        host = importlib.import_module(f"detectron2.{module}")
-        pairs += [(getattr(host, ours.__name__), ours) for ours in names]
-    return Routes(["detectron2"], pairs)
+    return _HOST.patch(modules)
 
 
 def _tensor(boxes: Boxes) -> Tensor:

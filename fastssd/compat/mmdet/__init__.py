@@ -14,21 +14,21 @@ The results are the hosts', element for element. Exceptions:
   them in mmcv's order where they were equal at the start, by index where the decay makes them equal.
 - Soft-NMS: ``"gaussian"`` agrees within rounding of ``exp``; two boxes without area have IoU 0, where mmcv's 0/0 = NaN
   goes into their scores.
-- What the hosts assert raises ``ValueError`` or ``TypeError`` here, and says what was wrong.
+- What the hosts assert raises ``ValueError`` or ``TypeError`` here, and says what was wrong; under :func:`patch` the
+  hosts themselves are asked.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
-
-from fastssd.compat._routes import Routes
+from types import ModuleType
 
 try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
     raise ImportError("fastssd.compat.mmdet needs torch; install it with: pip install 'fastssd[torch]'") from error
 
+from fastssd.compat._routes import Host, Routes
 from fastssd.compat.mmdet.assigner import AssignResult, MaxIoUAssigner
 from fastssd.compat.mmdet.nms import batched_nms, nms, nms_match, soft_nms
 from fastssd.compat.mmdet.overlaps import BboxOverlaps2D, bbox_overlaps
@@ -61,21 +61,28 @@ def register() -> None:
     registry.register_module(name="BboxOverlaps2D", module=BboxOverlaps2D, force=True)
 
 
-def patch() -> Routes:
+_HOST = Host(
+    f"{__name__}:_HOST",
+    ["mmcv", "mmdet"],
+    {
+        "mmcv.ops.nms": (nms, soft_nms, batched_nms, nms_match),
+        "mmdet.structures.bbox.bbox_overlaps": (bbox_overlaps,),
+    },
+)
+
+
+def patch(*modules: ModuleType) -> Routes:
     """Route the functions of mmdet and mmcv through this module, wherever their modules hold them.
 
-    ``patch()`` alone is for good; ``with patch(): ...`` ends with the block, and so does ``patch().restore()``. The
-    registry is :func:`register`'s.
+    ``patch()`` alone is for good; ``with patch(): ...`` ends with the block, and so does ``patch().restore()``. What
+    ours refuse, and what is traced, compiled or scripted, goes to the hosts' own functions, which answer or raise their
+    own errors. The registry is :func:`register`'s.
+
+    Args:
+        modules: further modules to route, for what they imported from mmdet or mmcv by name.
 
     Raises:
         ImportError: mmdetection, or what it imports, is missing.
     """
     importlib.import_module("mmdet.models")
-    pairs: list[tuple[Any, Any]] = []
-    for module, functions in (
-        ("mmcv.ops.nms", (nms, soft_nms, batched_nms, nms_match)),
-        ("mmdet.structures.bbox.bbox_overlaps", (bbox_overlaps,)),
-    ):
-        host = importlib.import_module(module)
-        pairs += [(getattr(host, ours.__name__), ours) for ours in functions]
-    return Routes(["mmcv", "mmdet"], pairs)
+    return _HOST.patch(modules)

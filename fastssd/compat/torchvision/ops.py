@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastssd import ops
-from fastssd.ops import generalized_box_iou, nms, remove_small_boxes
+from fastssd.ops import nms, remove_small_boxes
 
 __all__ = [
     "batched_nms",
@@ -36,7 +36,9 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     groups apart and compares the moved boxes, which loses bits of large coordinates and mixes groups with negative
     ones, so that it may keep other boxes.
     """
-    if idxs.is_floating_point():
+    if boxes.numel() == 0:  # of any shape, as there
+        return torch.empty(0, dtype=torch.int64, device=boxes.device)
+    if idxs.is_floating_point() or idxs.dtype == torch.bool:
         idxs = torch.unique(idxs, return_inverse=True)[1]
     kept: Tensor = ops.batched_nms(boxes, scores, idxs, iou_threshold)
     return kept
@@ -45,8 +47,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     """IoU of every box with every other: [..., N, 4] and [..., M, 4] give [..., N, M].
 
-    `fmt` is ``"xyxy"``, ``"xywh"`` or ``"cxcywh"``; the rotated formats go to torchvision itself. Integers give
-    float32, as there.
+    `fmt` is ``"xyxy"``, ``"xywh"`` or ``"cxcywh"``; the rotated formats go to torchvision itself. Here and in its
+    relatives integers give torch's default dtype, and beside floating-point boxes the dtype of those, as there.
     """
     if fmt in _ROTATED:
         return _torchvision("box_iou")(boxes1, boxes2, fmt)
@@ -54,15 +56,18 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
         raise ValueError(f"fmt: expected one of {_UPRIGHT + _ROTATED}, got {fmt!r}")
     if fmt != "xyxy":
         boxes1, boxes2 = (ops.box_convert(boxes, fmt, "xyxy") for boxes in (boxes1, boxes2))
-    iou: Tensor = ops.box_iou(boxes1, boxes2)
-    return iou if boxes1.is_floating_point() or boxes2.is_floating_point() else iou.to(torch.get_default_dtype())
+    return _in_their_dtype(ops.box_iou(boxes1, boxes2), boxes1, boxes2)
+
+
+def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Generalized IoU (arXiv:1902.09630) of every pair: [..., N, M]."""
+    return _in_their_dtype(ops.generalized_box_iou(boxes1, boxes2), boxes1, boxes2)
 
 
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = _EPS) -> Tensor:
     """Distance IoU (arXiv:1911.08287, equation 7) of every pair: [..., N, M]."""
     if eps == _EPS:
-        distance: Tensor = ops.distance_box_iou(boxes1, boxes2)
-        return distance
+        return _in_their_dtype(ops.distance_box_iou(boxes1, boxes2), boxes1, boxes2)
     a, b = boxes1[..., :, None, :], boxes2[..., None, :, :]
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0)
     offset = (a[..., :2] + a[..., 2:]) / 2 - (b[..., :2] + b[..., 2:]) / 2
@@ -72,8 +77,7 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = _EPS) -> Tenso
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = _EPS) -> Tensor:
     """Complete IoU (arXiv:1911.08287, equations 8 to 11) of every pair: [..., N, M]."""
     if eps == _EPS:
-        complete: Tensor = ops.complete_box_iou(boxes1, boxes2)
-        return complete
+        return _in_their_dtype(ops.complete_box_iou(boxes1, boxes2), boxes1, boxes2)
     a, b = ((boxes[..., 2:] - boxes[..., :2]).unbind(-1) for boxes in (boxes1, boxes2))
     turn = torch.atan(a[0] / a[1])[..., :, None] - torch.atan(b[0] / b[1])[..., None, :]
     v = 4 / math.pi**2 * turn.square()
@@ -85,12 +89,12 @@ def box_area(boxes: Tensor, fmt: str = "xyxy") -> Tensor:
     """Area of each box, [..., 4] to [...]; 0 where a box has none (torchvision: the signed product)."""
     if fmt not in _UPRIGHT:
         raise ValueError(f"fmt: expected one of {_UPRIGHT}, got {fmt!r}")
+    wide = torch.promote_types(boxes.dtype, torch.float32 if boxes.is_floating_point() else torch.int32)
     if fmt != "xyxy":
-        return boxes[..., 2] * boxes[..., 3]
+        sides = boxes[..., 2:].to(wide)
+        return sides[..., 0] * sides[..., 1]
     area: Tensor = ops.box_area(boxes)
-    if boxes.is_floating_point():
-        return area
-    return area.to(boxes.dtype if boxes.dtype in (torch.int32, torch.int64) else torch.int32)
+    return area.to(wide)
 
 
 def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
@@ -109,6 +113,14 @@ def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes moved inside a picture of this (height, width), in their dtype."""
     clipped: Tensor = ops.clip_boxes_to_image(boxes, size)
     return clipped.to(boxes.dtype)
+
+
+def _in_their_dtype(result: Any, boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """`result` in torchvision's dtype, for which integers never count; ours computes large integers in float64."""
+    floats = [boxes.dtype for boxes in (boxes1, boxes2) if boxes.is_floating_point()]
+    if len(floats) == 2:
+        return result
+    return result.to(torch.promote_types(floats[0], torch.float32) if floats else torch.get_default_dtype())
 
 
 def _torchvision(name: str) -> Any:
