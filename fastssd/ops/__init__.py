@@ -1,5 +1,6 @@
 """Box operators for detection: NumPy in, NumPy out; torch in, torch out. docs/contract.md says what they promise."""
 
+import contextlib
 import sys
 
 from fastssd.ops.anchors import grid_anchors
@@ -45,5 +46,7 @@ __all__ = [
     "soft_nms",
 ]
 
-if sys.modules.get("torch") is not None:  # else the first call that torch has to dispatch does it
-    from fastssd.ops import _library  # noqa: F401  registers torch.ops.fastssd.*
+if hasattr(sys.modules.get("torch"), "Tensor"):  # else the first call that torch has to dispatch does it
+    # A torch with which that fails does not stand in the way of everything else: whoever dispatches gets the error.
+    with contextlib.suppress(Exception):
+        from fastssd.ops import _library  # noqa: F401  registers torch.ops.fastssd.*

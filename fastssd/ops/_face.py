@@ -23,10 +23,19 @@ Array = Any  # a NumPy array, a torch tensor, or what numpy.asarray understands
 _EXACT_IN_FLOAT32 = frozenset("?bBhHef")  # by dtype.char: bool, 8 and 16 bits, float32; dtype.name takes microseconds
 
 
+_TRACED = ("_len_torch_dispatch_stack", "_are_functorch_transforms_active", "_get_tracing_state")  # of torch._C
+
+
 def is_tensor(value: object) -> bool:
     """Whether `value` is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
+    return torch is not None and isinstance(value, getattr(torch, "Tensor", ()))
+
+
+def compiling(torch: Any) -> bool:
+    """Whether torch.compile traces this call. A torch that cannot say so cannot trace the operators either."""
+    compiler = getattr(torch, "compiler", None)
+    return hasattr(compiler, "is_dynamo_compiling") and bool(compiler.is_dynamo_compiling())
 
 
 def dispatched(*arrays: Array) -> bool:
@@ -36,11 +45,19 @@ def dispatched(*arrays: Array) -> bool:
     torch = sys.modules.get("torch")
     if torch is None:
         return False
-    if torch.compiler.is_dynamo_compiling():  # what torch.compile sees as True
-        return True
-    core = torch._C
-    traced = core._len_torch_dispatch_stack() or core._are_functorch_transforms_active() or core._get_tracing_state()
-    tensor = torch.Tensor
+    try:
+        if torch.compiler.is_dynamo_compiling():  # what torch.compile sees as True
+            return True
+        core = torch._C
+        traced = (
+            core._len_torch_dispatch_stack() or core._are_functorch_transforms_active() or core._get_tracing_state()
+        )
+        tensor = torch.Tensor
+    except AttributeError:  # an older torch, or something else of that name
+        if compiling(torch):
+            return True
+        core, tensor = getattr(torch, "_C", None), getattr(torch, "Tensor", ())
+        traced = any(getattr(core, asks)() for asks in _TRACED if hasattr(core, asks))
     for array in arrays:
         kind = type(array)
         if kind is tensor or isinstance(array, tensor):

@@ -6,6 +6,9 @@ what it does under vmap. Where it runs, :mod:`fastssd.ops._device` says.
 
 Importing this module registers the operators. :mod:`fastssd.ops` does so if torch is there already, else the first
 call that torch has to dispatch does, and so does :mod:`fastssd.detection`.
+
+Every torch since 2.0 will do. What an older one cannot be told of an operator is replaced by an error that says which
+torch can (docs/torch.md); a registration that fails leaves nothing behind, so that the next import starts anew.
 """
 
 from __future__ import annotations
@@ -19,14 +22,13 @@ from torch.utils import _pytree
 
 from fastssd.ops import _derivatives as derivatives
 from fastssd.ops import _device as device
+from fastssd.ops import _face as face
 from fastssd.ops import _formulas as formulas
 from fastssd.ops import _shapes as shapes
 from fastssd.ops import _vmap as vmap
 from fastssd.ops.matching import Matches, Targets
 from fastssd.ops.multibox import MultiboxLoss
 from fastssd.ops.postprocess import Detections
-
-_library = torch.library.Library("fastssd", "DEF")
 
 # --- the operators ---------------------------------------------------------------------------------------------------
 
@@ -218,34 +220,105 @@ def _checked(check: Callable[..., None], function: Callable[..., Any]) -> Callab
     return run
 
 
-def _register(name: str, operator: Operator) -> None:
+def _too_old(feature: str, since: str) -> NotImplementedError:
+    return NotImplementedError(f"fastssd: {feature} needs torch {since} or later, this is torch {torch.__version__}")
+
+
+def _refuse(feature: str, since: str) -> Callable[..., Any]:
+    def kernel(*_: Any) -> Any:
+        raise _too_old(feature, since)
+
+    return kernel
+
+
+def _refuse_gradients(name: str) -> Callable[..., Any]:
+    def kernel(*arguments: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments):
+            raise _too_old(f"a gradient through torch.ops.fastssd.{name}", "2.4")
+        below = torch._C._AutoDispatchBelowAutograd()  # a context manager only since torch 2.1
+        try:
+            return getattr(torch.ops.fastssd, name)(*arguments)
+        finally:
+            del below
+
+    return kernel
+
+
+def _define(library: Any, schema: str, *tags: str) -> None:
+    """With those tags that this torch knows."""
+    known = [getattr(torch.Tag, tag) for tag in tags if hasattr(torch.Tag, tag)]
+    library.define(schema, **({"tags": known} if known else {}))
+
+
+def _register_fake(library: Any, name: str, fake: Callable[..., Any]) -> None:
+    if hasattr(torch.library, "register_fake"):
+        torch.library.register_fake(f"fastssd::{name}", fake, lib=library)
+    else:
+        library.impl(name, _refuse(f"tracing torch.ops.fastssd.{name}", "2.4"), "Meta")
+
+
+def _register(library: Any, name: str, operator: Operator) -> None:
     qualified = f"fastssd::{name}"
-    _library.define(
-        f"{name}({operator.arguments}) -> {operator.returns}",
-        tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
-    )
+    _define(library, f"{name}({operator.arguments}) -> {operator.returns}", "pt2_compliant_tag", "flexible_layout")
     on_cpu = device.ON_CPU.get(name) or device.by_kernel(name)
     on_device = device.ON_DEVICE.get(name)
     for key in ("CPU", "MPS"):  # MPS has no float64, which formulas compare and sum in
-        _library.impl(name, on_cpu, key)
+        library.impl(name, on_cpu, key)
     # Every other device, known or not.
-    _library.impl(name, _checked(operator.check, on_device) if on_device else on_cpu, "CompositeExplicitAutograd")
-    torch.library.register_fake(qualified, _checked(operator.check, operator.fake), lib=_library)
+    library.impl(name, _checked(operator.check, on_device) if on_device else on_cpu, "CompositeExplicitAutograd")
+    _register_fake(library, name, _checked(operator.check, operator.fake))
     if operator.derivative is not None:
-        torch.library.register_autograd(
-            qualified, operator.derivative.backward, setup_context=operator.derivative.save, lib=_library
-        )
+        if hasattr(torch.library, "register_autograd"):
+            torch.library.register_autograd(
+                qualified, operator.derivative.backward, setup_context=operator.derivative.save, lib=library
+            )
+        else:
+            library.impl(name, _refuse_gradients(name), "Autograd")
     if operator.vmap is not None:
         rule = operator.vmap
-        torch.library.register_vmap(
-            qualified, lambda info, dims, *values: rule(name, info.batch_size, dims, values), lib=_library
-        )
+        if hasattr(torch.library, "register_vmap"):
+            torch.library.register_vmap(
+                qualified, lambda info, dims, *values: rule(name, info.batch_size, dims, values), lib=library
+            )
+        else:
+            library.impl(name, _refuse(f"torch.func.vmap over torch.ops.fastssd.{name}", "2.5"), "FuncTorchBatched")
+
+
+_HOLDER = "_fastssd_library"
+
+
+def _register_all() -> None:
+    """The operators are there as long as their torch library is held, by ``torch.ops.fastssd``: whoever imports fastssd
+    anew finds what was registered before, and takes it back.
+    """
+    namespace = vars(torch.ops.fastssd)
+    if _HOLDER in namespace:
+        _take_back(namespace.pop(_HOLDER))
+    library = torch.library.Library("fastssd", "DEF")
+    try:
+        for name, operator in OPERATORS.items():
+            _register(library, name, operator)
+        _define(library, "_no_gradient(Tensor grad, Tensor like, str name) -> Tensor", "pt2_compliant_tag")
+        library.impl("_no_gradient", _raise_no_gradient, "CompositeExplicitAutograd")
+        _register_fake(library, "_no_gradient", lambda grad, like, name: torch.empty_like(like))
+    except BaseException:
+        _take_back(library)
+        raise
+    namespace[_HOLDER] = library
+
+
+def _take_back(library: Any) -> None:
+    if hasattr(library, "_destroy"):
+        library._destroy()
+    else:  # before torch 2.4 a library ends with the last reference to it, but what was called of it stays known
+        for name in (*OPERATORS, "_no_gradient"):
+            vars(torch.ops.fastssd).pop(name, None)
 
 
 def run(name: str, *values: Any) -> Any:
     """``torch.ops.fastssd.NAME(*values)``, or its formula where torch.func differentiates by one of `values`."""
     derivative = OPERATORS[name].derivative
-    if derivative is not None and not torch.compiler.is_dynamo_compiling():
+    if derivative is not None and not face.compiling(torch):
         tensors = [value for value in values if isinstance(value, Tensor)]
         if any(torch._C._functorch.is_gradtrackingtensor(tensor) for tensor in tensors):
             OPERATORS[name].check(*values)
@@ -263,10 +336,7 @@ def _raise_no_gradient(grad: Tensor, like: Tensor, name: str) -> Tensor:
     raise NotImplementedError(f"fastssd.ops.{name} has no gradient; detach its inputs or its result")
 
 
-for _name, _operator in OPERATORS.items():
-    _register(_name, _operator)
-_library.define("_no_gradient(Tensor grad, Tensor like, str name) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-_library.impl("_no_gradient", _raise_no_gradient, "CompositeExplicitAutograd")
-torch.library.register_fake("fastssd::_no_gradient", lambda grad, like, name: torch.empty_like(like), lib=_library)
-for _kind in (Matches, Targets, MultiboxLoss, Detections):  # so that torch.export can save a graph that returns one
-    _pytree._register_namedtuple(_kind, serialized_type_name=f"fastssd.ops.{_kind.__name__}")
+_register_all()
+if hasattr(_pytree, "_register_namedtuple"):  # so that torch.export can save a graph that returns one
+    for _kind in (Matches, Targets, MultiboxLoss, Detections):
+        _pytree._register_namedtuple(_kind, serialized_type_name=f"fastssd.ops.{_kind.__name__}")
