@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -140,11 +141,11 @@ def _routed_function(ours: Callable[..., Any], original: Callable[..., Any], cpu
 
 
 def _routed_class(ours: type, original: type, cpu_only: bool) -> Any:
-    methods = {
-        name: _routed_function(getattr(ours, name), getattr(original, name), cpu_only)
-        for name in ("__init__", "__call__")
-    }
-    return type(original.__name__, (ours, original), {**methods, "__doc__": original.__doc__})
+    body: dict[str, Any] = {"__doc__": original.__doc__}
+    for name, method in vars(ours).items():
+        if inspect.isfunction(method) and hasattr(original, name) and (name[0] != "_" or name[:2] == "__"):
+            body[name] = _routed_function(method, getattr(original, name), cpu_only)
+    return type(original.__name__, (ours, original), body)
 
 
 def _is_plain(values: Iterable[Any], cpu_only: bool) -> bool:
