@@ -1,6 +1,7 @@
 # Two commands set everything up on a fresh machine with Python 3.11+, a C++17 compiler and make:
 #   make demo   train a detector on generated pictures, score it, draw its boxes (about five minutes on two cores)
 #   make test   lint, types, and every test
+# What looks for crashes, races and wrong bits, in about five minutes (CONTRIBUTING.md): make sanitize. Longer: make fuzz
 # Where torchvision is wanted beside: make test-hosts, make bench.
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test test-hosts lint format table bench bench-compare images clean
+.PHONY: help demo test test-busy test-baseline sanitize fuzz lint format table test-hosts bench bench-compare images clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -42,17 +43,76 @@ test: lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not alone'
 	$(BIN)/python -m pytest -m alone
 
+# No test depends on a fast or an idle machine, nor on the best instruction set. To show it:
+BUSY ?= 4
+test-busy: $(READY)
+	@echo "== Tests beside $(BUSY) busy processes"
+	@for i in $$(seq $(BUSY)); do (while :; do :; done) & busy="$$busy $$!"; done; trap 'kill $$busy' EXIT; \
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not alone' && $(BIN)/python -m pytest -m alone
+
+test-baseline: export FASTSSD_ISA = baseline
+test-baseline: $(READY)
+	@echo "== Tests with FASTSSD_ISA=baseline"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not alone'
+	$(BIN)/python -m pytest -m alone
+
+# What looks for crashes, races and wrong bits: CONTRIBUTING.md, "How fastssd is kept from breaking". Needs g++.
+SANITIZE := build/sanitize
+CHECK := $(BIN)/python -m tests.sanitize
+UNDER_ASAN = FASTSSD_LIBRARY=$$(echo $(SANITIZE)/site/fastssd/_C*.so) FASTSSD_BACKEND=cpp \
+	LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) UBSAN_OPTIONS=print_stacktrace=1 \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096
+sanitize: $(SANITIZE)/.ready $(SANITIZE)/threads
+	@echo "== ThreadSanitizer: the pool, the plan cache and the kernels from several threads"
+	@# Its addresses want no randomisation; where that may not be asked for, it says so itself.
+	if setarch -R true 2> /dev/null; then setarch -R $(SANITIZE)/threads; else $(SANITIZE)/threads; fi
+	@echo "== AddressSanitizer and UndefinedBehaviorSanitizer: cases, odd numbers, hostile calls"
+	$(UNDER_ASAN) $(CHECK).operators
+	$(UNDER_ASAN) $(CHECK).hostile
+	@echo "== Hostile calls of the ordinary build"
+	$(CHECK).hostile
+	@echo "== Odd numbers: every instruction set and several threads against the reference"
+	$(CHECK).differential
+	@echo "== Broken files"
+	$(BIN)/python -m tests.fuzz_files --rounds 200
+
+# The same without an end in sight: make fuzz ROUNDS=100 SEEDS='7 8 9 10'
+ROUNDS ?= 5000
+SEEDS ?= 2 3 4 5 6 7 8 9
+fuzz: $(READY)
+	$(CHECK).differential --numba --seeds $(SEEDS)
+	$(BIN)/python -m tests.fuzz_files --rounds $(ROUNDS)
+
+# An unoptimised build of the kernels for AddressSanitizer, beside the ordinary one.
+$(SANITIZE)/.ready: $(READY) $(SANITIZE)/runtimes
+	@echo "== The kernels with AddressSanitizer and UndefinedBehaviorSanitizer"
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(SANITIZE)/site --config-settings cmake.build-type=Debug \
+		--config-settings cmake.define.FASTSSD_SANITIZE=ON --config-settings build-dir=$(SANITIZE)/cmake .
+	@touch $@
+
+$(SANITIZE)/runtimes:
+	@mkdir -p $(SANITIZE)
+	@for name in asan tsan ubsan; do $(CXX) -print-file-name=lib$$name.so; done > $@
+	@if grep -qv / $@; then rm $@; echo "make sanitize: $(CXX) has no sanitizer runtimes (libasan, libtsan, libubsan of gcc): \
+	install them, or name a g++ that has them with CXX=" >&2; exit 1; fi
+
+# No Python in it: the pool, the plan cache and the kernels of one instruction set.
+TSAN := -std=c++17 -O1 -g -fsanitize=thread -pthread -Icsrc -Wall -Wextra -Wconversion -Wshadow -Werror -Wno-psabi
+$(SANITIZE)/threads: tests/sanitize/threads.cpp $(SOURCES) $(SANITIZE)/runtimes
+	@echo "== The pool, the plan cache and the kernels with ThreadSanitizer"
+	$(CXX) $(TSAN) -DFASTSSD_ISA=baseline $< csrc/kernels.cpp csrc/parallel.cpp csrc/dispatch.cpp -o $@
+
 lint: $(READY)
 	@echo "== Lint and types"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES) tests/sanitize/threads.cpp
 	$(BIN)/mypy
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES)
+	$(BIN)/clang-format -i $(SOURCES) tests/sanitize/threads.cpp
 
 # How every operator of every backend compares with the reference.
 table: $(READY)
