@@ -57,10 +57,11 @@ test-baseline: $(READY)
 	$(BIN)/python -m pytest -m alone
 
 # What looks for crashes, races and wrong bits: CONTRIBUTING.md, "How fastssd is kept from breaking". Needs g++.
+# libstdc++ is loaded first too: AddressSanitizer must find its exceptions, and Python does not bring it.
 SANITIZE := build/sanitize
 CHECK := $(BIN)/python -m tests.sanitize
 UNDER_ASAN = FASTSSD_LIBRARY=$$(echo $(SANITIZE)/site/fastssd/_C*.so) FASTSSD_BACKEND=cpp \
-	LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" UBSAN_OPTIONS=print_stacktrace=1 \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096
 sanitize: $(SANITIZE)/.ready $(SANITIZE)/threads
 	@echo "== ThreadSanitizer: the pool, the plan cache and the kernels from several threads"

@@ -28,7 +28,7 @@ def cases() -> Iterator[Any]:
                 yield pytest.param(workload, None, id=f"{workload.name}-{name}", marks=missing)
 
 
-@pytest.mark.parametrize(("workload", "implementation"), cases())
+@pytest.mark.parametrize(("workload", "implementation"), list(cases()))
 def test_workload(benchmark, workload, implementation):
     benchmark.group = workload.name
     try:
