@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import types
 from pathlib import Path
@@ -140,25 +141,76 @@ def test_bad_input_is_named():
         comp.Box2BoxTransform((1.0, 1.0, 1.0, 1.0)).get_deltas(torch.zeros(1, 4), torch.ones(1, 4))
 
 
-def test_patch_routes_every_module_of_the_host_and_takes_it_back(monkeypatch):
+@pytest.fixture
+def host(monkeypatch):
+    """Modules with detectron2's names, whose functions say that the host was asked."""
     names = ("structures.boxes", "layers.nms", "modeling.matcher", "structures", "modeling.rpn")
     modules = {name: types.ModuleType(f"detectron2.{name}") for name in names}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, f"detectron2.{name}", module)
     monkeypatch.setitem(sys.modules, "detectron2", types.ModuleType("detectron2"))
 
-    def host(*_):
+    def pairwise_iou(boxes1, boxes2):
         raise AssertionError("the host was asked")
 
-    modules["structures.boxes"].pairwise_iou = modules["structures"].pairwise_iou = host
-    modules["modeling.rpn"].iou_of_pairs = host  # under another name
-    modules["structures.boxes"].matched_boxlist_iou = modules["layers.nms"].batched_nms = object()
-    modules["modeling.matcher"].Matcher = object
+    class Matcher:
+        def __init__(self, thresholds, labels, allow_low_quality_matches=False):
+            assert thresholds[0] > 0, "the host was asked"
+            self.thresholds, self.labels = [-np.inf, *thresholds, np.inf], labels
+            self.allow_low_quality_matches = allow_low_quality_matches
+
+        def __call__(self, matrix):
+            raise AssertionError("the host was asked")
+
+        def set_low_quality_matches_(self):
+            return "the host's"
+
+    modules["structures.boxes"].pairwise_iou = modules["structures"].pairwise_iou = pairwise_iou
+    modules["modeling.rpn"].iou_of_pairs = pairwise_iou  # under another name
+    modules["structures.boxes"].matched_boxlist_iou = modules["layers.nms"].batched_nms = lambda *_: "the host's"
+    modules["modeling.matcher"].Matcher = Matcher
+    return modules
+
+
+def test_patch_routes_every_module_of_the_host_and_takes_it_back(host):
+    theirs = host["structures"].pairwise_iou
+    truths, anchors = GOLDEN["random.truths"], GOLDEN["random.anchors"]
     with comp.patch():
-        assert modules["structures"].pairwise_iou is modules["modeling.rpn"].iou_of_pairs is comp.pairwise_iou
-        assert modules["modeling.matcher"].Matcher is comp.Matcher
-    assert modules["structures"].pairwise_iou is modules["modeling.rpn"].iou_of_pairs is host
-    assert modules["modeling.matcher"].Matcher is object
+        assert host["structures"].pairwise_iou is host["modeling.rpn"].iou_of_pairs is not theirs
+        same(host["structures"].pairwise_iou(Boxes(truths), Boxes(anchors)), GOLDEN["random.quality"])
+    assert host["structures"].pairwise_iou is host["modeling.rpn"].iou_of_pairs is theirs
+
+
+def test_patches_of_one_host_end_in_any_order(host):
+    theirs = host["structures"].pairwise_iou
+    first, second = comp.patch(), comp.patch()
+    ours = host["structures"].pairwise_iou
+    first.restore()
+    assert host["structures"].pairwise_iou is ours
+    second.restore()
+    assert host["structures"].pairwise_iou is theirs
+    with pytest.raises(ZeroDivisionError), comp.patch():
+        1 / 0  # noqa: B018
+    assert host["structures"].pairwise_iou is theirs
+
+
+def test_under_a_patch_the_host_is_asked_what_ours_refuses(host):
+    theirs = host["modeling.matcher"].Matcher
+    with comp.patch():
+        Matcher = host["modeling.matcher"].Matcher
+        assert issubclass(Matcher, theirs)
+        matcher = Matcher([0.3, 0.7], [0, -1, 1])
+        same(matcher(GOLDEN["random.quality"])[0], comp.Matcher([0.3, 0.7], [0, -1, 1])(GOLDEN["random.quality"])[0])
+        assert pickle.loads(pickle.dumps(matcher)).thresholds == matcher.thresholds
+        assert matcher.set_low_quality_matches_() == "the host's"
+        for refused in (
+            lambda: matcher(torch.tensor([[-0.1]])),
+            lambda: Matcher([0.0], [0, 1]),
+            lambda: host["structures"].pairwise_iou(torch.rand(2, 3), torch.rand(2, 4)),
+        ):
+            with pytest.raises(AssertionError, match="the host was asked"):
+                refused()
+        assert host["layers.nms"].batched_nms(torch.rand(2, 4), torch.rand(3), torch.rand(2), 0.5) == "the host's"
 
 
 def test_live():
