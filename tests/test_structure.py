@@ -20,8 +20,9 @@ LAYERS = [
     ("training", "compat", "deploy", "benchmark"),
     ("evaluation",),
     ("detection", "explain", "data"),
+    ("_preset",),
     ("ops",),
-    ("_config", "_image", "_stopping"),
+    ("_config", "_fields", "_files", "_image", "_stopping"),
     ("backends",),
     ("_C",),
 ]

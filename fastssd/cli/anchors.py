@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fastssd._files import write_file
 from fastssd.cli.common import (
     Data,
     Json,
@@ -67,7 +68,8 @@ def anchors(
         presets["fitted"] = fit_anchors(own, boxes, labels)
     target = out or Path(f"{own.name}-fitted.json")
     if fit:
-        target.write_text(json.dumps(presets["fitted"].to_dict(), indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(presets["fitted"].to_dict(), indent=2) + "\n"
+        write_file(target, lambda file: file.write(text.encode()))
     if plot is not None:
         from fastssd.explain.coverage import coverage_figure
         from fastssd.explain.style import save_figure

@@ -151,12 +151,13 @@ def checkpoint_in(path: Path, which: str) -> Path:
 
 def read_preset(path: Path) -> Preset:
     """The preset that a JSON file of ``fastssd anchors --fit`` holds."""
+    from fastssd._fields import read_json
     from fastssd.detection import Preset
 
     try:
-        return Preset.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, AttributeError) as error:  # no JSON, no preset, or JSON that is no object
-        raise ValueError(f"{path}: not a preset ({error})") from None
+        return Preset.from_dict(read_json(path.read_bytes()))
+    except ValueError as error:  # no JSON, or no preset
+        raise ValueError(f"{path}: {error}") from None
 
 
 def preset_of(model: str, preset: Preset | None, image_size: int | None) -> Preset:

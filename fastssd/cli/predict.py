@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import math
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastssd._files import replacing
 from fastssd.cli.common import Accelerator, Json, On, checkpoint_in, command, say
 from fastssd.cli.pictures import check_originals, expand, with_targets
 
@@ -188,7 +190,10 @@ def detect_batch(detector: Detector, jobs: Sequence[tuple[str, str | None]]) -> 
                 raise result
             if target is not None:
                 options: dict[str, Any] = {"quality": 92, "subsampling": 0} if target.endswith(".jpg") else {}
-                result.draw(min_size=SMALLEST_DRAWN).save(target, **options)
+                drawn = io.BytesIO()
+                result.draw(min_size=SMALLEST_DRAWN).save(drawn, "JPEG" if options else "PNG", **options)
+                with replacing(target, durable=False) as file:
+                    file.write(drawn.getbuffer())
             values = result.to_dict()
             entries.append(
                 {"image": picture, "width": values.pop("width"), "height": values.pop("height"), "drawn": target}

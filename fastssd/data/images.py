@@ -18,6 +18,9 @@ except ModuleNotFoundError as error:
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 100_000_000  # a larger picture is refused by its header, before memory is spent on it
+# Nor is memory spent on a few bytes that claim to be a large picture. JPEG needs a byte for some 100 equal pixels, PNG
+# one for 350 (RGB); WebP has no limit.
+MAX_PIXELS_PER_BYTE, ALWAYS_PIXELS = 1000, 10_000_000
 
 # Only these decoders run, whatever a file claims to be: Pillow knows others that call external programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
@@ -47,9 +50,9 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         uint8 [H, W, 3], writable.
 
     Raises:
-        DataError: the file is missing, no picture, of more than ``MAX_PIXELS``, truncated, or of a pixel type without a
-            defined range (32-bit). A truncated picture is never filled up, whatever
-            ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says.
+        DataError: the file is missing, no picture, of more than ``MAX_PIXELS`` or of more pixels than its bytes can
+            show, truncated, or of a pixel type without a defined range (32-bit). A truncated picture is never filled
+            up, whatever ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says.
     """
     try:
         with open(path, "rb") as file:
@@ -62,7 +65,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 def decode_image(data: bytes, name: str | os.PathLike[str] = "picture") -> NDArray[np.uint8]:
     """What :func:`read_image` gives for a file with this content; errors call it `name`."""
     try:
-        with _open(_Whole(data)) as image:
+        with _open(_Whole(data), len(data)) as image:
             upright = _UPRIGHT.get(_orientation(image))
             image.load()
             return _rgb(image if upright is None else image.transpose(upright))
@@ -92,7 +95,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         DataError: as :func:`read_image`.
     """
     try:
-        with open(path, "rb") as file, _open(file) as image:
+        with open(path, "rb") as file, _open(file, os.fstat(file.fileno()).st_size) as image:
             width, height = image.size
             if _orientation(image) in _ON_ITS_SIDE:
                 width, height = height, width
@@ -114,9 +117,12 @@ class _Whole(io.BytesIO):
         return data
 
 
-def _open(file: IO[bytes]) -> Image.Image:
+def _open(file: IO[bytes], length: int) -> Image.Image:
     image = Image.open(file, formats=_FORMATS)
     _check(image)
+    pixels = image.width * image.height
+    if pixels > max(ALWAYS_PIXELS, length * MAX_PIXELS_PER_BYTE):
+        raise ValueError(f"{length} bytes state a picture of {image.width} x {image.height} pixels, which is not one")
     return image
 
 

@@ -164,7 +164,7 @@ def _yaml(path: str, text: str) -> dict[str, Any]:
         raise ModuleNotFoundError(f"{path} needs PyYAML; install it with: pip install 'fastssd[train]'") from error
     try:
         content = yaml.load(text, yaml.BaseLoader)  # builds text, lists and mappings only
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # the last two: of its constructor
         mark = getattr(error, "problem_mark", None)
         raise wrong(
             path, mark.line + 1 if mark else None, f"malformed YAML: {getattr(error, 'problem', error)}"
@@ -189,7 +189,7 @@ def _class_names(path: str, content: dict[str, Any]) -> dict[int, str]:
     try:
         named = {int(key): name for key, name in pairs}
         count = int(content.get("nc", len(named)))
-    except ValueError:
+    except (ValueError, TypeError):  # a text that is no number; a list
         raise wrong(path, None, "nc and the keys of names have to be integers") from None
     texts = [name for name in named.values() if isinstance(name, str) and name]
     if not named or len(set(texts)) < len(named):

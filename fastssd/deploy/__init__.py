@@ -9,7 +9,8 @@
 """
 
 from fastssd.deploy.detector import Detector
+from fastssd.deploy.files import seal
 from fastssd.deploy.pictures import Picture
 from fastssd.deploy.result import NamedBox, NamedDetections
 
-__all__ = ["Detector", "NamedBox", "NamedDetections", "Picture"]
+__all__ = ["Detector", "NamedBox", "NamedDetections", "Picture", "seal"]

@@ -46,7 +46,8 @@ class Detector:
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: onnxruntime or torch is missing.
-        TypeError, ValueError: the file is no model of fastssd, or an option is out of range or not for such a file.
+        TypeError, ValueError: the file is no model of fastssd, is damaged (its checksum is compared), or an option is
+            out of range or not for such a file.
 
     >>> detector = Detector("model.onnx")  # doctest: +SKIP
     >>> for name, score, box in detector("photo.jpg"):  # doctest: +SKIP

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from fastssd._files import replacing, seal_onnx, write_file
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[str]]:
     """A text file to write, which takes its place when all is in it; after an error the one before stays."""
-    part = path.with_name(f".{path.name}.part")
+    with replacing(path) as binary:
+        text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
+        yield text
+        text.detach()  # flushes; the file is not this wrapper's to close
+
+
+def seal(path: str | os.PathLike[str]) -> None:
+    """Write the checksum of an exported ONNX file anew, after it was changed on purpose (simplified, quantised).
+
+    Raises:
+        OSError: it cannot be read or written.
+        ValueError: its metadata has no place for the checksum; fastssd did not export it, or the tool left it out.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
     try:
-        with open(part, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        sealed = seal_onnx(content)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from None
+    write_file(path, lambda target: target.write(sealed))
 
 
 def write_list(file: IO[str], items: Iterable[str], indent: str = "") -> None:

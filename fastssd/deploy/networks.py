@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fastssd._files import DamagedFileError, check_onnx, warn_unverified
 from fastssd.backends import threads as pool
 from fastssd.deploy.metadata import Limits, NetworkInfo
 from fastssd.ops import postprocess_detections
@@ -49,7 +50,7 @@ class OnnxNetwork:
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: onnxruntime is missing.
-        ValueError: the file is not ONNX or not of fastssd, or a provider is not available.
+        ValueError: the file is damaged, not ONNX or not of fastssd, or a provider is not available.
     """
 
     def __init__(
@@ -65,15 +66,37 @@ class OnnxNetwork:
         _check_providers(names, onnxruntime.get_available_providers(), "available here")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or pool.current()
-        try:
-            self.session = onnxruntime.InferenceSession(os.fspath(path), options, providers=list(providers or CPU))
+        with open(path, "rb") as file:
+            content = file.read()
+        sealed = check_onnx(content, path)
+        try:  # of the bytes that were verified, not of a file that may be another by now
+            self.session = onnxruntime.InferenceSession(content, options, providers=list(providers or CPU))
         except Exception as error:  # onnxruntime has a class for each of its status codes
             raise ValueError(f"{os.fspath(path)} is damaged or not an ONNX file: {error}") from error
+        del content
         _check_providers(names, self.session.get_providers(), "in use, for the others failed to start")
         try:
-            self.info = NetworkInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map)
+            self.info = NetworkInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map, sealed)
+            self._check_shapes()
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{os.fspath(path)}: {error}") from error
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)} is not a detector of fastssd: {error}") from error
+        if not sealed:
+            warn_unverified(path, "it was exported before files had a checksum; exported anew it has one")
+
+    def _check_shapes(self) -> None:
+        """Raise where inputs and outputs are not those that the metadata describes; the batch may be anything."""
+        info, places = self.info, len(self.info.anchors)
+        expected: dict[str, list[int]] = {"images": [3, info.image_size, info.image_size]}
+        if info.nms:
+            most = min(info.limits.max_detections, places * len(info.class_names))
+            expected |= {"boxes": [most, 4], "scores": [most], "labels": [most], "counts": []}
+        else:
+            expected |= {"logits": [places, len(info.class_names) + 1], "deltas": [places, 4]}
+        found = {value.name: value.shape[1:] for value in (*self.session.get_inputs(), *self.session.get_outputs())}
+        if found != expected:
+            raise ValueError(f"its metadata describes {expected}, the network has {found}")
 
     def __call__(self, pixels: NDArray[np.uint8], limits: Limits) -> Detections:
         outputs = self.session.run(None, {"images": to_input(pixels)})
@@ -81,6 +104,8 @@ class OnnxNetwork:
             logits, deltas = outputs
             return postprocess(logits, deltas, self.info, limits)
         boxes, scores, labels, counts = outputs
+        if not ((labels >= -1) & (labels <= len(self.info.class_names))).all():
+            raise ValueError(f"the network gives labels beyond its {len(self.info.class_names)} classes")
         # A box never depends on one with a lower score: a higher threshold, or fewer boxes, leave the first ones.
         counts = np.minimum((scores.astype(np.float64) > limits.score_threshold).sum(1), limits.max_detections)
         return Detections(boxes, scores, labels, None, counts)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssd._config import version
+from fastssd._files import seal_onnx, write_file
 from fastssd.deploy.metadata import Limits, NetworkInfo
 
 try:
@@ -80,6 +81,7 @@ def export_onnx(
 
     Raises:
         ValueError: names that do not fit the model, or a limit out of range.
+        OSError: the file cannot be written; names it and why.
         RuntimeError: onnxruntime's outputs are not torch's.
     """
     names = tuple(model.class_names if class_names is None else class_names)
@@ -100,10 +102,7 @@ def export_onnx(
         _describe(exported, replace(info, nms=True))
         onnx.checker.check_model(exported, full_check=True)
         _run(exported, np.zeros((1, 3, info.image_size, info.image_size), np.float32))
-    content = exported.SerializeToString()
-
-    from fastssd.training.checkpoint import write_file
-
+    content = seal_onnx(exported.SerializeToString())
     write_file(path, lambda file: file.write(content))
     return Exported(
         os.fspath(path), len(content), _shapes(exported.graph.input), _shapes(exported.graph.output), difference

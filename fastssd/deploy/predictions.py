@@ -6,6 +6,7 @@ they were made with. The documents are made of the lines, never of what is in me
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from fastssd._fields import read_json
+from fastssd._files import writing
 from fastssd.deploy.files import whole_file, write_list
 
 FORMAT = 1
@@ -76,9 +79,15 @@ class Predictions:
             raise
 
     def write(self, entries: Iterable[Entry]) -> None:
-        """Append the lines of a batch, at once."""
-        self._file.write(b"".join(json.dumps(entry, allow_nan=False).encode() + b"\n" for entry in entries))
-        self._file.flush()
+        """Append the lines of a batch, at once.
+
+        Raises:
+            OSError: they cannot be written; names the file and why. What was there, `resume` goes on with.
+        """
+        lines = b"".join(json.dumps(entry, allow_nan=False).encode() + b"\n" for entry in entries)
+        with writing(self.path):
+            self._file.write(lines)
+            self._file.flush()
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """All lines, also those of before."""
@@ -109,7 +118,8 @@ class Predictions:
         return sum(counts), counts[True]
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take: write() has said so
+            self._file.close()
 
     def __enter__(self) -> Predictions:
         return self
@@ -119,8 +129,8 @@ class Predictions:
 
     def _compare(self, options: Mapping[str, Any]) -> None:
         try:
-            meta = json.loads(self.meta.read_text(encoding="utf-8"))
-            before = meta["options"] if meta["format"] == FORMAT else None
+            meta = read_json(self.meta.read_bytes())
+            before: dict[str, Any] | None = dict(meta["options"]) if meta["format"] == FORMAT else None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.meta}: does not say what {self.path} was made with ({error})") from None
         if before is None:
@@ -142,7 +152,7 @@ class Predictions:
             if not line.endswith(b"\n"):  # it was being written
                 break
             try:
-                batch.append(os.fspath(json.loads(line)["image"]))
+                batch.append(os.fspath(read_json(line)["image"]))
             except (ValueError, KeyError, TypeError):
                 raise ValueError(f"{self.path}:{number}: is no prediction; nothing can be added to it") from None
             end += len(line)

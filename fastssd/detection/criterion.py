@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastssd._fields import check_fields, one_of, within
 from fastssd.backends import FORCE_MATCH
 from fastssd.detection.collate import TargetCollate
 from fastssd.ops import assign_targets, multibox_cross_entropy
@@ -58,29 +59,26 @@ class Criterion:
         box_weight: weight of the box loss in the total.
     """
 
-    iou_threshold: float = 0.5
-    background_threshold: float | None = None
-    force_match: str = "bipartite"
-    neg_pos_ratio: float = 3.0
-    min_negatives: int = 3
-    class_loss: str = "cross_entropy"
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
-    class_weights: tuple[float, ...] | None = None
-    box_loss: str = "smooth_l1"
-    smooth_l1_beta: float = 1.0
-    box_weight: float = 1.0
+    iou_threshold: Annotated[float, within(0, 1)] = 0.5
+    background_threshold: Annotated[float, within(0, 1)] | None = None
+    force_match: Annotated[str, one_of(*FORCE_MATCH)] = "bipartite"
+    neg_pos_ratio: Annotated[float, within(0, math.inf)] = 3.0
+    min_negatives: Annotated[int, within(0, 2**31 - 1)] = 3
+    class_loss: Annotated[str, one_of(*CLASS_LOSSES)] = "cross_entropy"
+    focal_alpha: Annotated[float, within(0, 1)] = 0.25
+    focal_gamma: Annotated[float, within(0, 100)] = 2.0
+    class_weights: tuple[Annotated[float, within(0, 1e6)], ...] | None = None
+    box_loss: Annotated[str, one_of(*BOX_LOSSES)] = "smooth_l1"
+    smooth_l1_beta: Annotated[float, within(0, 1e6)] = 1.0
+    box_weight: Annotated[float, within(0, 1e6)] = 1.0
 
     def __post_init__(self) -> None:
-        choices = (("class_loss", CLASS_LOSSES), ("box_loss", BOX_LOSSES), ("force_match", tuple(FORCE_MATCH)))
-        for name, allowed in choices:
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
-        if self.class_weights is not None:
-            weights = tuple(map(float, self.class_weights))
-            if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
-                raise ValueError(f"class_weights: expected finite numbers >= 0, got {weights}")
-            object.__setattr__(self, "class_weights", weights)  # a tuple out of a configuration file's list too
+        check_fields(self)
+        if self.background_threshold is not None and self.background_threshold > self.iou_threshold:
+            raise ValueError(
+                f"background_threshold: expected at most iou_threshold {self.iou_threshold}, "
+                f"got {self.background_threshold}"
+            )
 
     def __call__(
         self, logits: Tensor, deltas: Tensor, targets: Targets, *, normalizer: Tensor | float | None = None

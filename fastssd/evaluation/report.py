@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastssd._files import write_file
 from fastssd.detection.postprocess import ImageDetections
 from fastssd.evaluation.coco import coco_metrics
 from fastssd.evaluation.errors import (
@@ -136,7 +137,7 @@ def write_report(
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
         f"<body>{''.join(body)}</body></html>\n"
     )
-    path.write_text(page, encoding="utf-8")
+    write_file(path, lambda file: file.write(page.encode()))
 
 
 def _over(found: ImageDetections, score_threshold: float) -> ImageDetections:

@@ -6,12 +6,15 @@ colour deficiencies tell apart.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastssd._files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +83,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: str | os.PathLike[str] | IO[bytes]) -> None:
     """Write a figure as PNG; the same figure gives the same bytes."""
-    figure.savefig(path, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
+    if isinstance(path, (str, os.PathLike)):
+        write_file(path, lambda file: file.write(buffer.getvalue()))
+    else:
+        path.write(buffer.getvalue())
 
 
 def panels(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastssd._fields import check_fields, within
 from fastssd.ops import box_iou
 
 Picture = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]  # image [H, W, 3], boxes [G, 4], labels [G]
+
+Part = Annotated[float, within(0, 1)]
 
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0])
 FILL = (124, 116, 104)  # ImageNet's mean, what is outside of a picture
@@ -45,30 +49,18 @@ class Augment:
         SSD, arXiv:1512.02325, sections 2.2 and 3.6.
     """
 
-    flip: float = 0.5
-    vertical_flip: float = 0.0
-    photometric: float = 0.5
-    zoom: float = 0.2
-    shift: float = 0.1
-    crop: float = 0.0
-    zoom_out: float = 0.0
-    mosaic: float = 0.0
-    min_visible: float = 0.25
+    flip: Part = 0.5
+    vertical_flip: Part = 0.0
+    photometric: Part = 0.5
+    zoom: Part = 0.2
+    shift: Part = 0.1
+    crop: Part = 0.0
+    zoom_out: Part = 0.0
+    mosaic: Part = 0.0
+    min_visible: Part = 0.25
 
     def __post_init__(self) -> None:
-        for name in (
-            "flip",
-            "vertical_flip",
-            "photometric",
-            "zoom",
-            "shift",
-            "crop",
-            "zoom_out",
-            "mosaic",
-            "min_visible",
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
+        check_fields(self)
 
     def __call__(self, pictures: Sequence[Picture], size: int, rng: np.random.Generator) -> Picture:
         """

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 import torch
 
+from fastssd._fields import check_fields, from_plain, within
+from fastssd._files import replacing, seal_zip, warn_unverified
+from fastssd._preset import ClassNames
 from fastssd.detection.models import SSD, Preset, build_model
+from fastssd.detection.weights.reading import columns_of, read_tensors
 
 KEY = "fastssd"  # of what this package adds to a Lightning checkpoint
 FORMAT = 1
@@ -38,80 +41,68 @@ class CheckpointInfo:
     """
 
     model: str
-    class_names: tuple[str, ...]
+    class_names: ClassNames
     preset: Preset
     config: dict[str, Any]
-    epoch: int
-    batches: int
+    epoch: Annotated[int, within(0, 1_000_000)]
+    batches: Annotated[int, within(0, 1_000_000_000)]
     partial: dict[str, float]
     metrics: dict[str, Any] | None
     best: dict[str, Any] | None
     history: list[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def to_dict(self) -> dict[str, Any]:
         return vars(self) | {"format": FORMAT, "class_names": list(self.class_names), "preset": self.preset.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CheckpointInfo:
-        if values["format"] != FORMAT:
-            raise ValueError(f"format {values['format']}, this version of fastssd reads {FORMAT}")
-        given = {name: values[name] for name in cls.__dataclass_fields__}
-        given |= {"class_names": tuple(values["class_names"]), "preset": Preset.from_dict(values["preset"])}
-        return cls(**given)
-
-
-def write_file(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that `path` holds what it held before or all of the new content, whatever happens meanwhile.
-
-    A temporary file in the same folder is written, synced and renamed; then the folder is synced, so that the new name
-    survives a power cut too.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        """
+        Raises:
+            ValueError: an entry is missing, of another type or out of range, or the format is another.
+        """
+        if not isinstance(values, Mapping) or values.get("format") != FORMAT:
+            stated = values.get("format") if isinstance(values, Mapping) else None
+            raise ValueError(f"format {stated!r}, this version of fastssd reads {FORMAT}")
+        known = {field.name for field in fields(cls)}
+        return from_plain(cls, {name: value for name, value in values.items() if name in known})
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint whole or not at all.
+    """Write a checkpoint whole or not at all, with the SHA-256 of all of it at its end.
 
     Raises:
         CheckpointError: a weight is not finite. Such a state is of no use to anyone, and the file that is there is.
+        OSError: it cannot be written; names the file and why.
     """
     for name, value in checkpoint["state_dict"].items():
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(f"{os.fspath(path)} is not written: the weight {name} is not finite")
-    write_file(path, lambda file: torch.save(dict(checkpoint), file))
+    with replacing(path) as file:
+        torch.save(dict(checkpoint), file)
+        seal_zip(file)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A checkpoint's content, on the CPU. Tensors and plain values are read; a pickle with anything else is refused.
+
+    The file's SHA-256 is compared first. One that was written before there were any is read with an
+    :class:`~fastssd._files.UnverifiedFileWarning`, after the CRC-32 of each part.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged, or not a checkpoint of this package.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # of many kinds, for a file that may hold anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{os.fspath(path)} is damaged or not a checkpoint: {reason}") from error
+        checkpoint, sealed = read_tensors(path)
+    except ValueError as error:
+        raise CheckpointError(f"{error}") from error
+    if sealed is None:
+        raise CheckpointError(f"{os.fspath(path)} is not a checkpoint of fastssd: torch's old format")
+    if not sealed:
+        warn_unverified(path, "it has no SHA-256, for it was not written by save_checkpoint; its CRC-32 are right")
     if not isinstance(checkpoint, dict) or KEY not in checkpoint or "state_dict" not in checkpoint:
         raise CheckpointError(f"{os.fspath(path)} is not a checkpoint of fastssd")
     return checkpoint
@@ -125,7 +116,7 @@ def read_info(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> Ch
     """
     try:
         return CheckpointInfo.from_dict(checkpoint[KEY])
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{os.fspath(path)} is not a checkpoint that this version reads: {error}") from error
 
 
@@ -139,8 +130,11 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
     checkpoint = read_checkpoint(path)
     info = read_info(checkpoint, path)
     try:
+        state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+        if columns_of(state) not in (0, len(info.class_names) + 1):  # before memory is spent on so many
+            raise ValueError(f"{len(info.class_names)} classes, but its head has {columns_of(state)} columns")
         model = build_model(info.model, preset=info.preset, class_names=info.class_names)
-        model.load_state_dict({name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()})
+        model.load_state_dict(state)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{os.fspath(path)} does not fit its own model {info.model!r}: {error}") from error
     return model.to(device).to(memory_format=torch.channels_last).eval(), info  # type: ignore[call-overload]

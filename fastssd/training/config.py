@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from fastssd._fields import check_fields, from_plain, one_of, within
+from fastssd._preset import Fraction, Size
 from fastssd.detection.criterion import Criterion
 from fastssd.detection.models import MODELS, Preset
 from fastssd.training.augment import Augment
@@ -55,61 +57,53 @@ class TrainConfig:
         accelerator, devices, num_nodes, strategy: as Lightning's Trainer takes them.
         num_workers: processes that read pictures; None chooses.
         cache: keep resized pictures in memory; None: if they fit.
+
+    Raises:
+        ValueError: a field is of another type or out of range; names it, what came and what was expected.
     """
 
     model: str = "tinyssd"
     preset: Preset | None = None
     weights: str | None = None
     freeze: tuple[str, ...] = ()
-    epochs: int = 60
-    batch_size: int = 16
-    optimizer: str = "adamw"
-    lr: float = 2e-3
-    momentum: float = 0.9
-    weight_decay: float = 0.01
-    schedule: str = "cosine"
-    milestones: tuple[float, ...] = (0.67, 0.89)
-    warmup: float = 0.1
-    gradient_clip: float = 10.0
-    accumulate: int = 1
-    ema: float = 0.0
+    epochs: Annotated[int, within(1, 1_000_000)] = 60
+    batch_size: Annotated[int, within(1, 65_536)] = 16
+    optimizer: Annotated[str, one_of(*OPTIMIZERS)] = "adamw"
+    lr: Annotated[float, within(0, 1000, above=True)] = 2e-3
+    momentum: Annotated[float, within(0, 1)] = 0.9
+    weight_decay: Annotated[float, within(0, 1000)] = 0.01
+    schedule: Annotated[str, one_of(*SCHEDULES)] = "cosine"
+    milestones: tuple[Fraction, ...] = (0.67, 0.89)
+    warmup: Fraction = 0.1
+    gradient_clip: Annotated[float, within(0, math.inf)] = 10.0
+    accumulate: Annotated[int, within(1, 65_536)] = 1
+    ema: Fraction = 0.0
     criterion: Criterion = field(default_factory=Criterion)
     augment: Augment = field(default_factory=Augment)
-    close_mosaic: int = 0
-    multi_scale: tuple[int, ...] = ()
-    seed: int = 0
-    eval_every: int = 1
-    early_stop: int = 0
-    score_threshold: float | None = None
-    nms_threshold: float | None = None
-    precision: str = "32-true"
+    close_mosaic: Annotated[int, within(0, 1_000_000)] = 0
+    multi_scale: tuple[Size, ...] = ()
+    seed: Annotated[int, within(0, 2**63 - 1)] = 0
+    eval_every: Annotated[int, within(1, 1_000_000)] = 1
+    early_stop: Annotated[int, within(0, 1_000_000)] = 0
+    score_threshold: Fraction | None = None
+    nms_threshold: Fraction | None = None
+    precision: Annotated[str, one_of(*AUTOCAST)] = "32-true"
     accelerator: str = "auto"
     devices: int | str = 1
-    num_nodes: int = 1
+    num_nodes: Annotated[int, within(1, 65_536)] = 1
     strategy: str = "auto"
-    num_workers: int | None = None
+    num_workers: Annotated[int, within(0, 4096)] | None = None
     cache: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("model", tuple(MODELS)),
-            ("optimizer", OPTIMIZERS),
-            ("schedule", SCHEDULES),
-            ("precision", tuple(AUTOCAST)),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {getattr(self, name)!r}")
-        least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "eval_every": 1, "early_stop": 0, "close_mosaic": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
+        check_fields(self)
+        if self.model not in MODELS:  # which may grow
+            raise ValueError(f"model: expected one of {', '.join(MODELS)}; got {self.model!r}")
         if self.eval_every > self.epochs:
             raise ValueError(f"eval_every: expected at most epochs {self.epochs}, got {self.eval_every}")
-        if not (self.lr > 0 and 0 <= self.warmup < 1):
-            raise ValueError(f"lr, warmup: expected lr > 0 and warmup in [0, 1), got {self.lr} and {self.warmup}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema: expected a decay in [0, 1), got {self.ema}")
-        if len(set(self.multi_scale)) < len(self.multi_scale) or not all(size >= 1 for size in self.multi_scale):
+        if self.warmup == 1 or self.ema == 1:
+            raise ValueError(f"warmup, ema: expected numbers under 1, got {self.warmup} and {self.ema}")
+        if len(set(self.multi_scale)) < len(self.multi_scale):
             raise ValueError(f"multi_scale: expected different sizes in pixels, got {self.multi_scale}")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < part < 1 for part in self.milestones):
             raise ValueError(f"milestones: expected rising parts of all steps in (0, 1), got {self.milestones}")
@@ -133,17 +127,9 @@ class TrainConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """
         Raises:
-            ValueError: a value is out of range, or a name is not one of a configuration's.
+            ValueError: a value is out of range or of another type, or a name is not one of a configuration's.
         """
-        given = dict(values)
         try:
-            for name, kind in (("criterion", Criterion), ("augment", Augment)):
-                if isinstance(given.get(name), Mapping):
-                    given[name] = kind(**given[name])
-            if isinstance(given.get("preset"), Mapping):
-                given["preset"] = Preset.from_dict(given["preset"])
-            for name in {"freeze", "milestones", "multi_scale"} & given.keys():
-                given[name] = tuple(given[name])
-            return cls(**given)
-        except TypeError as error:
+            return from_plain(cls, values)
+        except ValueError as error:
             raise ValueError(f"not a training configuration: {error}") from None

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from fastssd._files import write_file
 from fastssd.data import DetectionDataset
 from fastssd.detection.models import SSD
 from fastssd.detection.postprocess import detect
-from fastssd.training.checkpoint import write_file
 
 SHOWN = 6  # pictures
 SHOWN_SCORE = 0.4

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,11 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build_model(config.model, preset=preset, class_names=class_names)
+    if config.preset and not info and model.allow_size(preset.image_size).grid_sizes != preset.grid_sizes:
+        raise ValueError(
+            f"preset: its feature maps {preset.grid_sizes} are not those that {config.model} gives at "
+            f"{preset.image_size} pixels"
+        )
     if pretrained:
         report_line(str(load_weights(model, pretrained)))
     if config.freeze:
@@ -150,7 +156,7 @@ def train(
             report.write_json(folder / "config.json", about | config.to_dict() | {"preset": preset.to_dict()})
         if config.accelerator == "cpu" or not torch.cuda.is_available():
             keep_freed_memory()
-        with contextlib.suppress(Stopped):
+        with contextlib.suppress(Stopped), _folder_named(folder):
             trainer.fit(module, data, ckpt_path=checkpoint)
         together.leave()
 
@@ -175,6 +181,17 @@ def train(
         timing=module.clock.report(),
         interrupted=interrupted,
     )
+
+
+@contextlib.contextmanager
+def _folder_named(folder: Path) -> Iterator[None]:
+    """Have a full disk name the run folder, where the logger that met it names nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(error.errno, f"{error.strerror}, while writing", str(folder)) from error
 
 
 def _say_nothing(line: str) -> None:

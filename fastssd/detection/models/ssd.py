@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from fastssd.detection.models.preset import Preset
+from fastssd.detection.models.preset import Preset, check_size
 from fastssd.detection.parts import Head, conv3x3
 
 FOCAL_PRIOR = 0.01  # RetinaNet, arXiv:1708.02002, section 4.1
@@ -56,6 +56,7 @@ class SSD(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+        check_size(image_size)
         if preset is None or channels is None:
             shapes = _shapes(backbone, preset.image_size if preset else image_size)
             channels = [shape[0] for shape in shapes]
@@ -108,6 +109,7 @@ class SSD(nn.Module):
         Raises:
             ValueError: the backbone cannot take such pictures.
         """
+        check_size(image_size)
         levels = len(self.preset.grid_sizes)
         try:
             grids = tuple((rows, columns) for _, rows, columns in _shapes(self.backbone, image_size))

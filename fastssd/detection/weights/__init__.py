@@ -7,15 +7,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastssd._files import warn_unverified
 from fastssd.detection.models.ssd import SSD
 from fastssd.detection.weights.download import fetch
 from fastssd.detection.weights.formats import Pretrained, WeightsError, convert
 from fastssd.detection.weights.labels import COCO_80, COCO_91, VOC_20
+from fastssd.detection.weights.reading import read_tensors
 
 __all__ = ["COCO_80", "COCO_91", "PUBLISHED", "VOC_20", "LoadReport", "Pretrained", "WeightsError", "load_weights"]
 __all__ += ["read_weights"]
@@ -68,7 +69,9 @@ def read_weights(weights: str | os.PathLike[str], model: str) -> Pretrained:
     Args:
         weights: a name in :data:`PUBLISHED`, fetched once into torch's folder for such files
             (``$TORCH_HOME/hub/checkpoints``, by default in ``~/.cache/torch``); or the path of a checkpoint of this
-            package, or of a state dict of torchvision, ssd.pytorch or lufficc/SSD. Nothing pickled in it is executed.
+            package, or of a state dict of torchvision, ssd.pytorch or lufficc/SSD. Nothing pickled in it is executed,
+            and its checksums are compared: a checkpoint's SHA-256, else the CRC-32 that torch.save writes. A file in
+            torch's format of before 1.6 has none; it is read with an ``UnverifiedFileWarning``.
         model: a key of :data:`fastssd.detection.MODELS`: whose published weights a name means.
 
     Raises:
@@ -85,12 +88,11 @@ def read_weights(weights: str | os.PathLike[str], model: str) -> Pretrained:
         reason = f"there is no such file, and the published weights of {model} are: {names}"
         raise FileNotFoundError(errno.ENOENT, reason, os.fspath(weights))
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # of many kinds, for a file that may hold anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{path} is damaged or holds more than weights: {reason}") from error
+        content, sealed = read_tensors(path)
+    except ValueError as error:
+        raise WeightsError(f"{error}") from error
+    if sealed is None and weights not in named:  # what is published has its SHA-256 in its name
+        warn_unverified(path, "torch's old format has no checksums; torch.save writes it anew in one that has")
     found = convert(content, os.fspath(weights))
     if found.num_columns and found.model not in (None, model):
         raise WeightsError(f"{os.fspath(weights)} holds the weights of {found.model}, not of {model}")

@@ -13,6 +13,7 @@ from fastssd.detection.models.mobilenet import SSDLITE320
 from fastssd.detection.models.preset import Preset
 from fastssd.detection.models.vgg import SSD300, SSD300_VOC, SSD512, SSD512_VOC
 from fastssd.detection.weights.labels import COCO_80, COCO_91, VOC_20
+from fastssd.detection.weights.reading import columns_of
 
 
 class WeightsError(ValueError):
@@ -45,10 +46,7 @@ class Pretrained:
     @property
     def num_columns(self) -> int:
         """Background and classes; 0 for a backbone."""
-        box = [name for name in self.state_dict if re.fullmatch(r"head\.boxes\.0(\.1)?\.bias", name)]
-        if not box:
-            return 0
-        return 4 * len(self.state_dict[box[0].replace("boxes", "classes")]) // len(self.state_dict[box[0]])
+        return columns_of(self.state_dict)
 
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
@@ -142,7 +140,11 @@ def _own_checkpoint(content: Mapping[str, Any], where: str) -> Pretrained:
     try:
         about = content["fastssd"]
         state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError("its state_dict holds more than tensors")
         names, preset = tuple(about["class_names"]), Preset.from_dict(about["preset"])
+        if not all(isinstance(name, str) for name in (about["model"], *names)):
+            raise ValueError("a name in it is no text")
         return Pretrained(f"fastssd ({where})", about["model"], state, preset, names)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(f"{where} is not a checkpoint that this version reads: {error}") from error
