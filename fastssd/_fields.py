@@ -188,6 +188,10 @@ def _checked(hint: Any, value: Any, key: str) -> Any:
     elif origin in (dict, list):
         if isinstance(value, Mapping if origin is dict else list):
             check_plain(value, key)
+            entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+            if arguments[-1] is not Any:
+                for place, item in entries:
+                    _checked(arguments[-1], item, f"{key}[{place!r}]")
             return value
     elif hint is None or hint is type(None):
         if value is None:

@@ -137,7 +137,7 @@ class Predictions:
             raise ValueError(f"{self.meta}: format {meta['format']}, this version of fastssd reads {FORMAT}")
         different = [
             f"{name} {before.get(name)!r} there, {options.get(name)!r} now"
-            for name in before | options
+            for name in {**before, **options}
             if before.get(name) != options.get(name)
         ]
         if different:
