@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array as numbers
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,73 @@ def test_arrays_read_only_and_non_contiguous_inputs(name):
         view.flags.writeable = False
     for r, c in zip(outputs(function(*arrays, **options)), outputs(function(*views, **options)), strict=True):
         np.testing.assert_array_equal(r, c)
+
+
+def test_arrays_of_other_people():
+    """What numpy.asarray understands, in a field of a structured array, in a buffer, in an object."""
+
+    class Table:
+        def __array__(self, dtype=None, copy=None):
+            return BOXES.astype(dtype or BOXES.dtype)
+
+    record = np.zeros(12, [("tag", "u1"), ("box", "f8", 4), ("score", "f8"), ("group", "i8")])
+    record["box"], record["score"], record["group"] = BOXES, SCORES, np.arange(12) % 2
+    assert not record["box"].flags.aligned
+    ref = ops.batched_nms(BOXES, SCORES, np.arange(12) % 2, 0.3)
+    for boxes, scores, groups in (
+        (record["box"], record["score"], record["group"]),
+        (Table(), memoryview(SCORES), numbers("h", [i % 2 for i in range(12)])),
+        (BOXES.tolist(), tuple(SCORES), [i % 2 for i in range(12)]),
+    ):
+        np.testing.assert_array_equal(ops.batched_nms(boxes, scores, groups, 0.3), ref)
+    np.testing.assert_array_equal(ops.soft_nms(record["box"], record["score"])[1], ops.soft_nms(BOXES, SCORES)[1])
+    for empty, none in (([], []), (np.array([]), np.array([])), (torch.tensor([]), torch.tensor([]))):
+        assert len(ops.nms(empty, none, 0.5)) == 0
+        assert ops.box_iou(BOXES, empty).shape == (12, 0)
+
+
+def test_nms_groups_are_names_of_64_bits():
+    groups = np.array([2**64 - 1, 2**63, 2**64 - 1], np.uint64)
+    assert ops.batched_nms(BOXES[:1].repeat(3, 0), [3.0, 2.0, 1.0], groups, 0.3).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.ones(3, 4).to_sparse(),
+        torch.ones(3, 4, dtype=torch.complex64),
+        np.full((3, 4), np.datetime64("2020-01-01")),
+        np.full((3, 4), None),
+        [torch.ones(4, requires_grad=True)] * 3,
+        "boxes",
+        {"boxes": 1},
+        None,
+    ],
+)
+def test_arrays_that_hold_no_real_numbers_are_an_error(value):
+    for call in (ops.box_area, lambda b: ops.nms(b, np.ones(3), 0.5), lambda b: ops.match_anchors(BOXES, b)):
+        with pytest.raises((TypeError, ValueError), match="boxes"):
+            call(value)
+
+
+def test_arrays_grid_sizes_in_every_form():
+    scales = [(0.2, 0.3), (0.9, 0.95)]
+    ref = ops.grid_anchors([(3, 4), (2, 2)], scales)
+    for grids in (
+        np.array([[3, 4], [2, 2]]),
+        [np.array([3, 4]), np.int64(2)],
+        [torch.tensor([3, 4]), torch.Size([2, 2])],
+    ):
+        np.testing.assert_array_equal(ops.grid_anchors(grids, np.array(scales)), ref)
+    np.testing.assert_array_equal(ops.grid_anchors(2, scales[1:]), ops.grid_anchors([2], scales[1:]))
+    with pytest.raises(MemoryError):
+        ops.grid_anchors(2**32, [[0.1]])
+    for wrong in ("ab", None, [(1, 2, 3)], [2.0], [True]):
+        with pytest.raises((TypeError, ValueError), match="grid_sizes"):
+            ops.grid_anchors(wrong, [[0.1]])
+    for wrong in (0.1, [0.1]):
+        with pytest.raises(TypeError, match="scales"):
+            ops.grid_anchors([2], wrong)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +246,60 @@ def test_iou_out_is_written_and_returned():
     out = np.full((12, 5), 7.0)
     assert ops.box_iou(BOXES, OTHERS, out=out) is out
     np.testing.assert_array_equal(out, ops.box_iou(BOXES, OTHERS))
+
+
+PAIRWISE = [ops.box_iou, ops.generalized_box_iou, ops.distance_box_iou, ops.complete_box_iou]
+
+
+@pytest.mark.parametrize("function", PAIRWISE)
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("start", [0, 8, 37, 47, 48, 95, 96])
+def test_iou_out_may_share_memory_with_the_boxes(function, kind, dtype, start):
+    # The memory of 12 and 12 boxes, and 60 numbers more; `out` starts before, among or behind them.
+    memory = np.concatenate([BOXES.ravel(), BOXES[::-1].ravel(), np.zeros(144)]).astype(dtype)
+    ref = function(memory[:48].reshape(12, 4).copy(), memory[48:96].reshape(12, 4).copy())
+    memory = kind(memory)
+    a, b, out = memory[:48].reshape(12, 4), memory[48:96].reshape(12, 4), memory[start : start + 144].reshape(12, 12)
+    assert function(a, b, out=out) is out
+    np.testing.assert_array_equal(np.asarray(out), ref)
+
+
+@pytest.mark.parametrize("function", PAIRWISE)
+@pytest.mark.parametrize("strided_boxes", [False, True])  # the long way, and the short one
+def test_iou_out_that_autograd_has_saved_is_seen_to_change(function, strided_boxes):
+    boxes = torch.from_numpy(BOXES)
+    boxes = boxes.repeat_interleave(2, 0)[::2] if strided_boxes else boxes
+    out, weight = torch.ones(12, 12, dtype=torch.float64), torch.ones(12, 12, requires_grad=True)
+    loss = (out * weight).sum()
+    function(boxes, boxes, out=out)
+    with pytest.raises(RuntimeError):
+        loss.backward()
+
+
+def not_to_be_written():
+    """What `out` may not be, for 12 and 5 boxes of float64: tensors, then arrays."""
+    base = torch.zeros(12, 5, dtype=torch.float64)
+    yield from (base.clone().requires_grad_(), (base.clone().requires_grad_() * 1), base[:, :4], base.float())
+    yield from (base.bfloat16(), base.long(), base.T.contiguous().T, base[:1].expand(12, 5), base.to("meta"))
+    yield from (base.to_sparse(), torch.complex(base, base).conj().imag, base.numpy(), base.tolist())
+    array = np.zeros((12, 5))
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    yield from (read_only, array.T.copy().T, np.broadcast_to(array[:1], (12, 5)), array.astype(">f8"), base)
+    yield from (np.frombuffer(bytearray(481), np.float64, offset=1).reshape(12, 5), array.astype("f"), array.tolist())
+
+
+@pytest.mark.parametrize("place", range(21))
+def test_iou_out_that_cannot_be_written_is_an_error(place):
+    out = list(not_to_be_written())[place]
+    kind = torch.from_numpy if place < 13 else np.asarray
+    for boxes in (BOXES, BOXES.repeat(2, 0)[::2]):
+        for context in (torch.enable_grad(), torch.no_grad()):
+            with context, pytest.raises((TypeError, ValueError), match=r"^out"):
+                ops.box_iou(kind(boxes), kind(OTHERS), out=out)
+    with pytest.raises(ValueError, match=r"^out"):
+        ops.box_iou(torch.from_numpy(BOXES).requires_grad_(), torch.from_numpy(OTHERS), out=torch.zeros(12, 5).double())
 
 
 def test_matching_by_hand():

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <functional>
 #include <numeric>
 
@@ -58,6 +59,13 @@ void pairwise(py::handle boxes1_, py::handle boxes2_, py::handle out_) {
     });
 }
 
+// Whether writing `count` numbers to `to` changes one of the `rows` boxes.
+template <typename T>
+bool overlap(const T* to, int64_t count, const T* boxes, int64_t rows) {
+    const auto address = [](const T* p) { return reinterpret_cast<std::uintptr_t>(p); };
+    return address(to) < address(boxes + 4 * rows) && address(boxes) < address(to + count);
+}
+
 template <typename Measure>
 py::object direct_pairwise(py::handle boxes1_, py::handle boxes2_, py::handle out_) {
     const Operand boxes1(boxes1_), boxes2(boxes2_);
@@ -80,7 +88,9 @@ py::object direct_pairwise(py::handle boxes1_, py::handle boxes2_, py::handle ou
             return boxes1.like(std::move(out));
         }
         const Operand out(out_, true);
-        if (out.type() != boxes1.type() || out.axes() != axes || !std::equal(shape, shape + axes, out.shape())) {
+        if (out.type() != boxes1.type() || out.tensor() != boxes1.tensor() || out.axes() != axes ||
+            !std::equal(shape, shape + axes, out.shape()) || overlap(out.data<T>(), batch * n * m, from1, batch * n) ||
+            overlap(out.data<T>(), batch * n * m, from2, batch * m)) {
             return py::none();
         }
         launch_pairwise<Measure>(from1, from2, batch, n, m, out.data<T>());

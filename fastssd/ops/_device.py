@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fastssd import ops
-from fastssd.backends import ACTIVATIONS, BOX_FORMATS, active_backend
 from fastssd.ops import _face as face
 from fastssd.ops import _formulas as formulas
-from fastssd.ops.boxes import check_size
 from fastssd.ops.coding import check_codable
+from fastssd.ops.multibox import gradient
 
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 _EXACT_IN_FLOAT32 = {
     getattr(torch, name)
     for name in ("bool", "uint8", "int8", "uint16", "int16", "float16", "bfloat16", "float32")
@@ -93,7 +93,7 @@ def grid_anchors(
     scales_per_level: Sequence[int],
     aspect_ratios: Sequence[float],
     ratios_per_level: Sequence[int],
-    image_size: Sequence[float] = (1.0, 1.0),
+    image_size: Sequence[float] | None = None,
     clip: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
@@ -102,7 +102,7 @@ def grid_anchors(
         list(zip(grid_sizes[::2], grid_sizes[1::2], strict=True)),
         _levels(scales, scales_per_level),
         _levels(aspect_ratios, ratios_per_level),
-        image_size=(image_size[0], image_size[1]),
+        image_size=(1.0, 1.0) if image_size is None else (image_size[0], image_size[1]),
         clip=clip,
         dtype=np.float64 if dtype is torch.float64 else np.float32,
     )
@@ -115,22 +115,11 @@ def _levels(flat: Sequence[float], lengths: Sequence[int]) -> list[list[float]]:
 
 
 def multibox_cross_entropy_gradient(scale: Tensor, logits: Tensor, labels: Tensor, selected: Tensor) -> Tensor:
-    (scores,) = face.promote(face.to_numpy("logits", logits))
-    classes = face.integers("labels", face.to_numpy("labels", labels))
-    rows = scores.shape if scores.ndim == 3 else (1, *scores.shape)
-    out = np.empty(scores.shape, scores.dtype)
-    active_backend().multibox_cross_entropy_gradient(
-        scores.reshape(rows),
-        classes.reshape(rows[:-1]),
-        np.ascontiguousarray(face.to_numpy("selected", selected)).reshape(rows[:-1]),
-        float(scale),
-        out.reshape(rows),
-    )
-    return _on_device(out, logits.device)
+    return _on_device(gradient(face.number("scale", scale), logits, labels, selected), logits.device)
 
 
 # --- on the device ---------------------------------------------------------------------------------------------------
-# The options are checked here, the shapes by the operator's `check` (fastssd/ops/_library.py).
+# Options and shapes are checked before (fastssd/ops/_library.py); of defaults there is no need to.
 
 
 def _promoted(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -138,33 +127,31 @@ def _promoted(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
-    face.choice("in_fmt", in_fmt, BOX_FORMATS), face.choice("out_fmt", out_fmt, BOX_FORMATS)
     (boxes,) = promote(boxes)
     return formulas.box_convert(boxes, in_fmt, out_fmt)
 
 
 def _clip_boxes_to_image(boxes: Tensor, size: Sequence[float]) -> Tensor:
     (boxes,) = promote(boxes)
-    return formulas.clip_boxes_to_image(boxes, *check_size("size", size))
+    return formulas.clip_boxes_to_image(boxes, *size)
 
 
 def _remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
     (boxes,) = promote(boxes)
-    return formulas.remove_small_boxes(boxes, face.number("min_size", min_size))
+    return formulas.remove_small_boxes(boxes, min_size)
 
 
 def _encode_boxes(boxes: Tensor, anchors: Tensor, variances: Sequence[float] = (0.1, 0.2)) -> Tensor:
-    center, size = face.check_variances(variances)
     boxes, anchors = promote(boxes, anchors)
     for name, rows in (("boxes", boxes), ("anchors", anchors)):
         if not bool(rows.isfinite().all() & (rows[..., 2:] > rows[..., :2]).all()):
             check_codable(name, face.to_numpy(name, rows))  # raises, with the place
-    return formulas.encode_boxes(boxes, anchors, center, size)
+    return formulas.encode_boxes(boxes, anchors, *variances)
 
 
 def _decode_boxes(deltas: Tensor, anchors: Tensor, variances: Sequence[float] = (0.1, 0.2)) -> Tensor:
     deltas, anchors = promote(deltas, anchors)
-    return formulas.decode_boxes(deltas, anchors, *face.check_variances(variances))
+    return formulas.decode_boxes(deltas, anchors, *variances)
 
 
 def _assign_targets(
@@ -190,35 +177,39 @@ def _assign_targets(
     gt_idx = _on_device(found.gt_idx, anchors.device)  # 4 bytes an anchor go up; labels and deltas would be 24 more
     anchors, gt_boxes = promote(anchors, gt_boxes.to(anchors.device))
     labels, deltas = formulas.gather_targets(
-        anchors, gt_boxes, gt_labels.to(anchors.device, torch.int64), gt_idx, *face.check_variances(variances)
+        anchors, gt_boxes, gt_labels.to(anchors.device, torch.int64), gt_idx, *variances
     )
     return labels, deltas, gt_idx
 
 
 def _mine_hard_negatives(loss: Tensor, positive: Tensor, neg_pos_ratio: float = 3.0, min_negatives: int = 0) -> Tensor:
     (loss,) = promote(loss)
-    return formulas.mine_hard_negatives(loss, positive, *_mining_options(neg_pos_ratio, min_negatives))
-
-
-def _mining_options(neg_pos_ratio: float, min_negatives: int) -> tuple[float, int]:
-    return face.number("neg_pos_ratio", neg_pos_ratio, 0.0), face.count("min_negatives", min_negatives)
+    return formulas.mine_hard_negatives(loss, positive, neg_pos_ratio, min_negatives)
 
 
 def _multibox_cross_entropy(
     logits: Tensor, labels: Tensor, neg_pos_ratio: float = 3.0, min_negatives: int = 0
 ) -> tuple[Tensor, Tensor]:
-    columns = logits.shape[-1]
-    wrong = (labels < -1) | (labels >= columns)
-    if bool(wrong.any()):
-        classes = face.to_numpy("labels", labels)
-        face.check_rows("labels", face.to_numpy("labels", wrong), classes, f"is not in [-1, {columns - 1}]")
+    classes = _classes(labels, logits.shape[-1])
     (logits,) = promote(logits)
-    return formulas.multibox_cross_entropy(logits, labels.long(), *_mining_options(neg_pos_ratio, min_negatives))
+    return formulas.multibox_cross_entropy(logits, classes, neg_pos_ratio, min_negatives)
+
+
+def _classes(labels: Tensor, columns: int) -> Tensor:
+    """int64 labels, checked."""
+    classes = labels.long()
+    lowest = 0 if labels.dtype not in _SIGNED else -1  # what is too large for int64 is negative now
+    wrong = (classes < lowest) | (classes >= columns)
+    if bool(wrong.any()):
+        given = face.to_numpy("labels", labels)
+        face.check_rows("labels", face.to_numpy("labels", wrong), given, f"is not in [-1, {columns - 1}]")
+    return classes
 
 
 def _multibox_cross_entropy_gradient(scale: Tensor, logits: Tensor, labels: Tensor, selected: Tensor) -> Tensor:
+    classes = _classes(labels, logits.shape[-1])
     (logits,) = promote(logits)
-    return formulas.multibox_cross_entropy_gradient(scale, logits, labels.long(), selected)
+    return formulas.multibox_cross_entropy_gradient(scale, logits, classes, selected)
 
 
 def _postprocess_detections(
@@ -233,20 +224,19 @@ def _postprocess_detections(
     activation: str = "softmax",
     variances: Sequence[float] = (0.1, 0.2),
 ) -> tuple[Tensor, ...]:
-    face.choice("activation", activation, ACTIVATIONS)
     logits, deltas, anchors = promote(logits, deltas, anchors)
     one = logits.ndim == 2
     found = formulas.postprocess_detections(
         logits[None] if one else logits,
         deltas[None] if one else deltas,
         anchors,
-        face.fraction("score_threshold", score_threshold),
-        face.fraction("iou_threshold", iou_threshold),
-        anchors.shape[0] if topk is None else face.count("topk", topk),
-        face.count("max_detections", max_detections),
-        None if clip is None else check_size("clip", clip),
+        score_threshold,
+        iou_threshold,
+        anchors.shape[0] if topk is None else topk,
+        max_detections,
+        None if clip is None else (clip[0], clip[1]),
         activation,
-        face.check_variances(variances),
+        (variances[0], variances[1]),
     )
     return tuple(each[0] for each in found) if one else found
 

@@ -11,15 +11,17 @@ gradients. Both give the same result; the long way alone is complete.
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = Any  # a NumPy array, a torch tensor, or what numpy.asarray understands
 
+_INT64_MAX = 2**63 - 1
 _EXACT_IN_FLOAT32 = frozenset("?bBhHef")  # by dtype.char: bool, 8 and 16 bits, float32; dtype.name takes microseconds
 
 
@@ -67,15 +69,15 @@ def dispatched(*arrays: Array) -> bool:
     return False
 
 
-def dispatch(name: str, *arguments: Any) -> Any:
-    """The function called `name` of :mod:`fastssd.ops._traced`, which calls ``torch.ops.fastssd.*``."""
+def dispatch(function: str, *arguments: Any, **options: Any) -> Any:
+    """`function` of :mod:`fastssd.ops._traced`, which calls ``torch.ops.fastssd.*``."""
     from fastssd.ops import _traced
 
-    return getattr(_traced, name)(*arguments)
+    return getattr(_traced, function)(*arguments, **options)
 
 
 def to_numpy(name: str, value: Array) -> NDArray[Any]:
-    """A NumPy view of `value` (a copy where there is no other way); bfloat16 becomes float32.
+    """A NumPy view of `value` (a copy where there is no other way); bfloat16 and smaller floats become float32.
 
     Raises:
         TypeError: not numeric, or nothing that NumPy can hold as one array.
@@ -83,24 +85,54 @@ def to_numpy(name: str, value: Array) -> NDArray[Any]:
     if type(value) is np.ndarray:
         array = value
     elif is_tensor(value):
-        tensor = value.detach().cpu().resolve_neg()
-        array = (tensor.float() if tensor.dtype is sys.modules["torch"].bfloat16 else tensor).numpy()
+        try:
+            tensor = value.detach().cpu().resolve_neg()
+            small = tensor.is_floating_point() and tensor.element_size() <= 2
+            array = (tensor.float() if small and tensor.dtype is not sys.modules["torch"].float16 else tensor).numpy()
+        except (TypeError, RuntimeError) as error:
+            raise TypeError(
+                f"{name}: expected a dense tensor of real numbers, got {value.dtype}, {value.layout} ({error})"
+            ) from None
     else:
         try:
             array = np.asarray(value)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:  # the last of tensors in a list
             raise TypeError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
     return array
 
 
-def like(example: Array, result: NDArray[Any]) -> Any:
-    """`result` as the kind of array that `example` is: a tensor on its device, or the NumPy array itself."""
-    if type(example) is np.ndarray or not is_tensor(example):
-        return result
-    tensor = sys.modules["torch"].from_numpy(result)
-    return tensor if example.device.type == "cpu" else tensor.to(example.device)
+BOXES = frozenset(("boxes", "boxes1", "boxes2", "anchors", "gt_boxes", "deltas"))
+"""Arguments that are rows of four: an empty one of one dimension, as ``torch.tensor([])`` is, has no rows."""
+
+
+def to_boxes(name: str, value: Array) -> NDArray[Any]:
+    """:func:`to_numpy`, and [0, 4] where there is nothing."""
+    array = to_numpy(name, value)
+    return array if array.shape != (0,) else array.reshape(0, 4)
+
+
+def to_tensor(name: str, value: Array) -> Any:
+    """`value` as a torch tensor: a tensor is itself, anything else is copied, with NumPy's dtype.
+
+    What was no tensor before has no version either, by which torch would see that it was written to.
+    """
+    torch = sys.modules["torch"]
+    if not isinstance(value, torch.Tensor):
+        array = to_numpy(name, value)
+        wide = array.dtype.kind == "f" and array.dtype.itemsize > 8  # torch has no such floats
+        value = torch.tensor(plain(array, np.dtype(np.float64) if wide else array.dtype.newbyteorder("=")))
+        value = value.reshape(array.shape)  # which was (1,) where it is ()
+    return value.reshape(0, 4) if name in BOXES and value.ndim == 1 and value.shape[0] == 0 else value
+
+
+def like(result: NDArray[Any], *examples: Array) -> Any:
+    """`result` as a tensor where one of `examples` is one, else as it is. Those on other devices never come here."""
+    for example in examples:
+        if type(example) is not np.ndarray and is_tensor(example):
+            return sys.modules["torch"].from_numpy(result)
+    return result
 
 
 def float_dtype(*arrays: NDArray[Any]) -> np.dtype[Any]:
@@ -109,10 +141,28 @@ def float_dtype(*arrays: NDArray[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if wide else np.float32)
 
 
+def plain(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """`array` as kernels take it: of `dtype`, C-contiguous and aligned; copied only if it has to be."""
+    flat = np.ascontiguousarray(array, dtype)
+    return flat if flat.flags.aligned else flat.copy()
+
+
 def promote(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """The arrays in their common float dtype, C-contiguous; copies only what needs it."""
+    """The arrays in their common float dtype, C-contiguous and aligned; copies only what needs it."""
     dtype = float_dtype(*arrays)
-    return tuple(np.ascontiguousarray(array, dtype) for array in arrays)
+    return tuple(plain(array, dtype) for array in arrays)
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """An uninitialised array.
+
+    Raises:
+        MemoryError: also where NumPy says that so many bytes cannot be counted.
+    """
+    try:
+        return np.empty(shape, dtype)
+    except ValueError:
+        raise MemoryError(f"cannot allocate an array of shape {list(shape)}") from None
 
 
 def check_shape(name: str, array: Array, shape: Sequence[int | str]) -> None:
@@ -129,26 +179,45 @@ def check_shape(name: str, array: Array, shape: Sequence[int | str]) -> None:
         raise ValueError(f"{name}: expected shape [{text}], got {list(array.shape)}")
 
 
-def check_length(name: str, array: NDArray[Any], other: str, length: int) -> None:
+def check_length(name: str, array: Array, other: str, length: int) -> None:
     """Raise unless the first dimension of `array` is `length`, the number of `other`."""
-    if len(array) != length:
-        raise ValueError(f"{name}: expected one entry for each of the {length} {other}, got {len(array)}")
+    if array.shape[0] != length:
+        raise ValueError(f"{name}: expected one entry for each of the {length} {other}, got {array.shape[0]}")
+
+
+def symbolic(value: Any) -> bool:
+    """Whether `value` is a number that torch will know when the graph runs; it is checked then."""
+    return type(value).__name__ in ("SymInt", "SymFloat")
 
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     """`value` as a float in [low, high].
 
     Raises:
-        TypeError: not a number.
+        TypeError: not a number; a bool, text and an array with dimensions are none.
         ValueError: NaN or out of range.
     """
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, got {value!r}") from None
-    if not low <= result <= high:
+    result = value if type(value) is float else _float(name, value)
+    if not symbolic(result) and not low <= result <= high:
         raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}")
     return result
+
+
+def _float(name: str, value: Any) -> float:
+    if symbolic(value):
+        return cast(float, value)
+    scalar = value
+    if hasattr(value, "dtype"):  # a NumPy scalar, an array or a tensor
+        scalar = to_numpy(name, value)
+        scalar = scalar.item() if scalar.ndim == 0 else None
+    if isinstance(scalar, bool) or not (hasattr(scalar, "__float__") or hasattr(scalar, "__index__")):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    try:
+        return float(scalar)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number that a float can hold, got {value!r}") from None
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
 
 
 def fraction(name: str, value: Any) -> float:
@@ -157,14 +226,25 @@ def fraction(name: str, value: Any) -> float:
 
 
 def count(name: str, value: Any, low: int = 0) -> int:
-    """`value` as an int of at least `low`."""
+    """`value` as an int of at least `low` that an int64 can hold.
+
+    Raises:
+        TypeError: not an integer; a bool and an array with dimensions are none.
+        ValueError: out of range.
+    """
+    if symbolic(value):
+        return cast(int, value)
     try:
-        result = value.__index__()
-    except AttributeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
-    if result < low:
-        raise ValueError(f"{name}: expected an integer of at least {low}, got {result}")
-    return int(result)
+        result = operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        result = None
+    if result is None or isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if getattr(value, "ndim", 0):
+        raise TypeError(f"{name}: expected an integer, got an array of shape {list(value.shape)}")
+    if not low <= result <= _INT64_MAX:
+        raise ValueError(f"{name}: expected an integer in [{low}, {_INT64_MAX}], got {result}")
+    return result
 
 
 def choice(name: str, value: Any, options: dict[str, int]) -> int:
@@ -179,10 +259,22 @@ def integers(name: str, array: NDArray[Any]) -> NDArray[np.int64]:
 
     Raises:
         TypeError: floats; a silent truncation would be a wrong answer.
+        ValueError: a number that int64 cannot hold.
+    """
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
+        check_rows(name, array > np.uint64(_INT64_MAX), array, "is more than an int64 can hold")
+    return identifiers(name, array)
+
+
+def identifiers(name: str, array: NDArray[Any]) -> NDArray[np.int64]:
+    """`array` as C-contiguous int64, where only equality counts: different integers stay different.
+
+    Raises:
+        TypeError: floats.
     """
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
-    return np.ascontiguousarray(array, np.int64)
+    return plain(array, np.dtype(np.int64))
 
 
 def check_rows(name: str, bad: NDArray[np.bool_], rows: NDArray[Any], what: str) -> None:
@@ -227,25 +319,29 @@ def wants_gradient(*arrays: Array) -> bool:
     return False
 
 
-def differentiable(kernel: Callable[..., Any], formula: str, arrays: Sequence[Array], *options: Any) -> Any:
+def differentiable(kernel: Callable[..., Any], formula: str, arrays: dict[str, Array], *options: Any) -> Any:
     """``kernel(*arrays)``; where a gradient is wanted, with the derivative of a formula of `fastssd.ops._formulas`,
-    which takes `arrays` and `options`.
+    which takes `arrays` and `options`. `arrays` are by the names of the operator's arguments.
     """
-    if not wants_gradient(*arrays):
-        return kernel(*arrays)
+    if not wants_gradient(*arrays.values()):
+        return kernel(*arrays.values())
     from fastssd.ops import _formulas, _gradient
 
     function = getattr(_formulas, formula)
-    return _gradient.differentiable(kernel, lambda *tensors: function(*tensors, *options), *arrays)
+    tensors = [to_tensor(name, array) for name, array in arrays.items()]
+    return _gradient.differentiable(kernel, lambda *tensors: function(*tensors, *options), *tensors)
 
 
-def with_gradient(value: Any, write: Callable[..., None], array: Array, *others: Array) -> Any:
-    """`value`, whose derivative by `array` ``write(scale, out, array, *others)`` writes to `out`; once, not twice."""
-    if not wants_gradient(array):
+def with_gradient(value: Any, write: Callable[..., None], tensor: Any, *others: Any) -> Any:
+    """`value`, whose derivative by `tensor` ``write(scale, out, tensor, *others)`` writes to `out`; once, not twice.
+
+    `others` are tensors too, so that a write to them before the backward pass is seen.
+    """
+    if not wants_gradient(tensor):
         return value
     from fastssd.ops import _gradient
 
-    return _gradient.written(value, write, array, *others)
+    return _gradient.written(value, write, tensor, *others)
 
 
 def without_gradient(name: str, result: Any, *arrays: Array) -> Any:

@@ -73,16 +73,14 @@ def wanted(*arrays: Any) -> bool:
     return torch.is_grad_enabled() and bool(_tracked(arrays))
 
 
-def differentiable(kernel: Callable[..., Any], formula: Callable[..., Any], *arrays: Any) -> Any:
-    """``kernel(*arrays)``, with the derivative of ``formula(*arrays)``."""
-    device = _tracked(arrays)[0].device
-    tensors = [torch.as_tensor(array, device=device) for array in arrays]
+def differentiable(kernel: Callable[..., Any], formula: Callable[..., Any], *tensors: Any) -> Any:
+    """``kernel(*tensors)``, with the derivative of ``formula(*tensors)``."""
     return _KernelValue.apply(kernel, formula, *tensors)
 
 
 def written(value: Any, write: Callable[..., None], tensor: Any, *others: Any) -> Any:
     """The scalar `value`, computed already, whose gradient by `tensor` the kernel ``write`` writes."""
-    return _WrittenGradient.apply([value], write, tensor, *(torch.as_tensor(other) for other in others))
+    return _WrittenGradient.apply([value], write, tensor, *others)
 
 
 def refuse(name: str, result: Any, *arrays: Any) -> Any:

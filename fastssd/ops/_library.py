@@ -24,6 +24,7 @@ from fastssd.ops import _derivatives as derivatives
 from fastssd.ops import _device as device
 from fastssd.ops import _face as face
 from fastssd.ops import _formulas as formulas
+from fastssd.ops import _options as options
 from fastssd.ops import _shapes as shapes
 from fastssd.ops import _vmap as vmap
 from fastssd.ops.matching import Matches, Targets
@@ -42,6 +43,7 @@ class Operator(NamedTuple):
     vmap: Callable[..., Any] | None = None
 
 
+# Sizes are scalars, which may be symbolic: one graph for pictures of all sizes. Floats would be constants of a graph.
 _PAIR = "Tensor boxes1, Tensor boxes2"
 _TRUTH = (
     'Tensor? gt_counts=None, float iou_threshold=0.5, float? background_threshold=None, str force_match="bipartite"'
@@ -50,11 +52,11 @@ _VARIANCES = "float[] variances=[0.1, 0.2]"
 _MINING = "float neg_pos_ratio=3.0, SymInt min_negatives=0"
 _GRID = (
     "SymInt[] grid_sizes, float[] scales, int[] scales_per_level, float[] aspect_ratios, int[] ratios_per_level, "
-    "float[] image_size=[1.0, 1.0], bool clip=False, ScalarType? dtype=None, Device? device=None"
+    "Scalar[]? image_size=None, bool clip=False, ScalarType? dtype=None, Device? device=None"
 )
 _POSTPROCESS = (
     "Tensor logits, Tensor deltas, Tensor anchors, float score_threshold=0.01, float iou_threshold=0.45, "
-    "SymInt? topk=400, SymInt max_detections=200, float[]? clip=None, "
+    "SymInt? topk=400, SymInt max_detections=200, Scalar[]? clip=None, "
     f'str activation="softmax", {_VARIANCES}'
 )
 _SOFT_NMS = (
@@ -80,7 +82,7 @@ OPERATORS = {
         vmap.leading,
     ),
     "clip_boxes_to_image": Operator(
-        "Tensor boxes, float[] size",
+        "Tensor boxes, Scalar[] size",
         "Tensor",
         shapes.check_boxes,
         shapes.fake_like,
@@ -88,7 +90,7 @@ OPERATORS = {
         vmap.leading,
     ),
     "remove_small_boxes": Operator(
-        "Tensor boxes, float min_size", "Tensor", shapes.check_list, shapes.fake_kept, None, vmap.refuse
+        "Tensor boxes, Scalar min_size", "Tensor", shapes.check_list, shapes.fake_kept, None, vmap.refuse
     ),
     "grid_anchors": Operator(_GRID, "Tensor", shapes.check_nothing, shapes.fake_grid_anchors),
     "box_iou": Operator(
@@ -132,7 +134,7 @@ OPERATORS = {
     "assign_targets": Operator(
         f"Tensor anchors, Tensor gt_boxes, Tensor gt_labels, {_TRUTH}, {_VARIANCES}",
         "(Tensor labels, Tensor deltas, Tensor gt_idx)",
-        shapes.check_matching,
+        shapes.check_assigning,
         shapes.fake_assign_targets,
         derivatives.none("assign_targets"),
         vmap.matching,
@@ -188,7 +190,7 @@ OPERATORS = {
     "batched_nms": Operator(
         'Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold, str nonfinite="drop"',
         "Tensor",
-        shapes.check_nms,
+        shapes.check_batched_nms,
         shapes.fake_kept,
         None,
         vmap.refuse,
@@ -212,12 +214,20 @@ OPERATORS = {
 }
 
 
-def _checked(check: Callable[..., None], function: Callable[..., Any]) -> Callable[..., Any]:
+def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` after the checks that the operator called `name` asks for."""
+    check, names = OPERATORS[name].check, _names(name)
+
     def run(*arguments: Any) -> Any:
+        arguments = tuple(options.checked(name, names, arguments))
         check(*arguments)
         return function(*arguments)
 
     return run
+
+
+def _names(name: str) -> list[str]:
+    return [argument.name for argument in getattr(torch.ops.fastssd, name).default._schema.arguments]
 
 
 def _too_old(feature: str, since: str) -> NotImplementedError:
@@ -265,8 +275,8 @@ def _register(library: Any, name: str, operator: Operator) -> None:
     for key in ("CPU", "MPS"):  # MPS has no float64, which formulas compare and sum in
         library.impl(name, on_cpu, key)
     # Every other device, known or not.
-    library.impl(name, _checked(operator.check, on_device) if on_device else on_cpu, "CompositeExplicitAutograd")
-    _register_fake(library, name, _checked(operator.check, operator.fake))
+    library.impl(name, _checked(name, on_device) if on_device else on_cpu, "CompositeExplicitAutograd")
+    _register_fake(library, name, _checked(name, operator.fake))
     if operator.derivative is not None:
         if hasattr(torch.library, "register_autograd"):
             torch.library.register_autograd(

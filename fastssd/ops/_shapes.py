@@ -18,6 +18,19 @@ def check_nothing(*_: Any) -> None:
     pass
 
 
+def check_integers(name: str, tensor: Tensor) -> None:
+    """Raise unless `tensor` holds integers; what holds nothing may have any dtype."""
+    if (tensor.dtype.is_floating_point or tensor.dtype in (torch.bool, torch.complex64, torch.complex128)) and any(
+        side != 0 for side in tensor.shape
+    ):
+        raise TypeError(f"{name}: expected integers, got dtype {tensor.dtype}")
+
+
+def check_mask(name: str, tensor: Tensor) -> None:
+    if tensor.dtype is not torch.bool:
+        raise TypeError(f"{name}: expected bool, got dtype {tensor.dtype}")
+
+
 def check_boxes(boxes: Tensor, *_: Any) -> None:
     face.check_shape("boxes", boxes, ("...", 4))
 
@@ -29,6 +42,13 @@ def check_list(boxes: Tensor, *_: Any) -> None:
 def check_pairwise(boxes1: Tensor, boxes2: Tensor) -> None:
     face.check_shape("boxes1", boxes1, ("...", "N", 4))
     face.check_shape("boxes2", boxes2, ("...", "M", 4))
+    lead1, lead2 = boxes1.shape[:-2], boxes2.shape[:-2]
+    try:
+        torch.broadcast_shapes(lead1, lead2)
+    except RuntimeError:
+        raise ValueError(
+            f"boxes2: leading dimensions {list(lead2)} do not broadcast with those of boxes1, {list(lead1)}"
+        ) from None
 
 
 def check_paired(boxes1: Tensor, boxes2: Tensor) -> None:
@@ -46,34 +66,63 @@ def check_decode(deltas: Tensor, anchors: Tensor, *_: Any) -> None:
     face.check_shape("deltas", deltas, ("...", anchors.shape[0], 4))
 
 
-def check_matching(anchors: Tensor, gt_boxes: Tensor, *_: Any) -> None:
+def check_matching(anchors: Tensor, gt_boxes: Tensor, gt_counts: Tensor | None = None, *_: Any) -> None:
     face.check_shape("anchors", anchors, ("A", 4))
     face.check_shape("gt_boxes", gt_boxes, ("G", 4) if gt_boxes.ndim == 2 else ("B", "G", 4))
+    if gt_counts is not None:
+        if gt_boxes.ndim == 2:
+            raise ValueError("gt_counts: only for padded gt_boxes of shape [B, G, 4]")
+        check_integers("gt_counts", gt_counts)
+        face.check_shape("gt_counts", gt_counts, (gt_boxes.shape[0],))
+
+
+def check_assigning(
+    anchors: Tensor, gt_boxes: Tensor, gt_labels: Tensor, gt_counts: Tensor | None = None, *_: Any
+) -> None:
+    check_matching(anchors, gt_boxes, gt_counts)
+    face.check_shape("gt_labels", gt_labels, gt_boxes.shape[:-1])
+    check_integers("gt_labels", gt_labels)
 
 
 def check_mining(loss: Tensor, positive: Tensor, *_: Any) -> None:
     face.check_shape("loss", loss, ("A",) if loss.ndim == 1 else ("B", "A"))
     face.check_shape("positive", positive, loss.shape)
-    if positive.dtype is not torch.bool:
-        raise TypeError(f"positive: expected bool, got dtype {positive.dtype}")
+    check_mask("positive", positive)
 
 
 def check_multibox(logits: Tensor, labels: Tensor, *_: Any) -> None:
     face.check_shape("logits", logits, ("A", "C") if logits.ndim == 2 else ("B", "A", "C"))
     face.check_shape("labels", labels, logits.shape[:-1])
-    if labels.dtype.is_floating_point or labels.dtype is torch.bool:
-        raise TypeError(f"labels: expected integers, got dtype {labels.dtype}")
+    check_integers("labels", labels)
     if logits.shape[-1] < 1:
         raise ValueError("logits: expected at least one column, the background; got none")
 
 
-def check_multibox_gradient(scale: Tensor, logits: Tensor, labels: Tensor, *_: Any) -> None:
+def check_multibox_gradient(scale: Tensor, logits: Tensor, labels: Tensor, selected: Tensor) -> None:
     check_multibox(logits, labels)
+    face.check_shape("selected", selected, labels.shape)
+    check_mask("selected", selected)
 
 
 def check_nms(boxes: Tensor, scores: Tensor, *_: Any) -> None:
     face.check_shape("boxes", boxes, ("N", 4))
     face.check_shape("scores", scores, ("N",))
+    _check_length("scores", scores, boxes)
+
+
+def _check_length(name: str, tensor: Tensor, boxes: Tensor) -> None:
+    same = tensor.shape[0] == boxes.shape[0]
+    if isinstance(same, bool):
+        face.check_length(name, tensor, "boxes", boxes.shape[0])
+    else:
+        torch._check(same)  # lengths that are known when the graph runs
+
+
+def check_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, *_: Any) -> None:
+    check_nms(boxes, scores)
+    face.check_shape("idxs", idxs, ("N",))
+    _check_length("idxs", idxs, boxes)
+    check_integers("idxs", idxs)
 
 
 def check_postprocess(logits: Tensor, deltas: Tensor, anchors: Tensor, *_: Any) -> None:
@@ -115,7 +164,7 @@ def fake_grid_anchors(
     scales_per_level: Sequence[int],
     aspect_ratios: Sequence[float],
     ratios_per_level: Sequence[int],
-    image_size: Sequence[float] = (1.0, 1.0),
+    image_size: Sequence[float] | None = None,
     clip: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,

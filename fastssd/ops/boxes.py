@@ -27,17 +27,17 @@ def box_area(boxes: Array) -> Any:
     """
 
     if type(boxes) is not ndarray and face.dispatched(boxes):
-        return face.dispatch("call", "box_area", (boxes,))
+        return face.dispatch("call", "box_area", {"boxes": boxes})
 
     def kernel(boxes: Array) -> Any:
-        array = face.to_numpy("boxes", boxes)
+        array = face.to_boxes("boxes", boxes)
         face.check_shape("boxes", array, ("...", 4))
         (flat,) = face.promote(array)
         out = np.empty(array.shape[:-1], flat.dtype)
         active_backend().box_area(flat.reshape(-1, 4), out.reshape(-1))
-        return face.like(boxes, out)
+        return face.like(out, boxes)
 
-    return face.differentiable(kernel, "box_area", (boxes,))
+    return face.differentiable(kernel, "box_area", {"boxes": boxes})
 
 
 def box_convert(boxes: Array, in_fmt: str, out_fmt: str) -> Any:
@@ -55,18 +55,18 @@ def box_convert(boxes: Array, in_fmt: str, out_fmt: str) -> Any:
         TypeError, ValueError: `boxes` is not an array of boxes, or a format is unknown.
     """
     if type(boxes) is not ndarray and face.dispatched(boxes):
-        return face.dispatch("call", "box_convert", (boxes,), in_fmt, out_fmt)
+        return face.dispatch("call", "box_convert", {"boxes": boxes}, in_fmt=in_fmt, out_fmt=out_fmt)
     source, target = face.choice("in_fmt", in_fmt, BOX_FORMATS), face.choice("out_fmt", out_fmt, BOX_FORMATS)
 
     def kernel(boxes: Array) -> Any:
-        array = face.to_numpy("boxes", boxes)
+        array = face.to_boxes("boxes", boxes)
         face.check_shape("boxes", array, ("...", 4))
         (flat,) = face.promote(array)
         out = np.empty(array.shape, flat.dtype)
         active_backend().box_convert(flat.reshape(-1, 4), source, target, out.reshape(-1, 4))
-        return face.like(boxes, out)
+        return face.like(out, boxes)
 
-    return face.differentiable(kernel, "box_convert", (boxes,), in_fmt, out_fmt)
+    return face.differentiable(kernel, "box_convert", {"boxes": boxes}, in_fmt, out_fmt)
 
 
 def clip_boxes_to_image(boxes: Array, size: tuple[float, float]) -> Any:
@@ -83,18 +83,18 @@ def clip_boxes_to_image(boxes: Array, size: tuple[float, float]) -> Any:
         TypeError, ValueError: `boxes` is not an array of boxes, or `size` is not two non-negative numbers.
     """
     if type(boxes) is not ndarray and face.dispatched(boxes):
-        return face.dispatch("call", "clip_boxes_to_image", (boxes,), size)
+        return face.dispatch("call", "clip_boxes_to_image", {"boxes": boxes}, size=size)
     height, width = check_size("size", size)
 
     def kernel(boxes: Array) -> Any:
-        array = face.to_numpy("boxes", boxes)
+        array = face.to_boxes("boxes", boxes)
         face.check_shape("boxes", array, ("...", 4))
         (flat,) = face.promote(array)
         out = np.empty(array.shape, flat.dtype)
         active_backend().clip_boxes_to_image(flat.reshape(-1, 4), height, width, out.reshape(-1, 4))
-        return face.like(boxes, out)
+        return face.like(out, boxes)
 
-    return face.differentiable(kernel, "clip_boxes_to_image", (boxes,), height, width)
+    return face.differentiable(kernel, "clip_boxes_to_image", {"boxes": boxes}, height, width)
 
 
 def check_size(name: str, size: Any) -> tuple[float, float]:
@@ -121,11 +121,11 @@ def remove_small_boxes(boxes: Array, min_size: float) -> Any:
         TypeError, ValueError: `boxes` is not an array of boxes, or `min_size` is NaN.
     """
     if type(boxes) is not ndarray and face.dispatched(boxes):
-        return face.dispatch("call", "remove_small_boxes", (boxes,), min_size)
-    array = face.to_numpy("boxes", boxes)
+        return face.dispatch("call", "remove_small_boxes", {"boxes": boxes}, min_size=min_size)
+    array = face.to_boxes("boxes", boxes)
     face.check_shape("boxes", array, ("N", 4))
     limit = face.number("min_size", min_size)
     (flat,) = face.promote(array)
     keep = np.empty(len(flat), np.int64)
     found = active_backend().remove_small_boxes(flat, limit, keep)
-    return face.like(boxes, keep[:found].copy())
+    return face.like(keep[:found].copy(), boxes)

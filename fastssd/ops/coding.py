@@ -30,14 +30,14 @@ def encode_boxes(boxes: Array, anchors: Array, *, variances: tuple[float, float]
     Source:
         SSD, arXiv:1512.02325, equation 2.
     """
-    if type(boxes) is not ndarray and face.dispatched(boxes, anchors):
-        return face.dispatch("call", "encode_boxes", (boxes, anchors), variances)
+    if not (type(boxes) is type(anchors) is ndarray) and face.dispatched(boxes, anchors):
+        return face.dispatch("call", "encode_boxes", {"boxes": boxes, "anchors": anchors}, variances=variances)
     if (found := shortcuts.encode_boxes(boxes, anchors, variances)) is not None:
         return found
     center, size = face.check_variances(variances)
 
     def kernel(boxes: Array, anchors: Array) -> Any:
-        array, priors = face.to_numpy("boxes", boxes), face.to_numpy("anchors", anchors)
+        array, priors = face.to_boxes("boxes", boxes), face.to_boxes("anchors", anchors)
         _check_pair("boxes", array, priors)
         flat, priors = face.promote(array, priors)
         check_codable("boxes", flat)
@@ -45,9 +45,9 @@ def encode_boxes(boxes: Array, anchors: Array, *, variances: tuple[float, float]
         out = np.empty(array.shape, flat.dtype)
         rows = (math.prod(array.shape[:-2]), *array.shape[-2:])
         active_backend().encode_boxes(flat.reshape(rows), priors, center, size, out.reshape(rows))
-        return face.like(boxes if face.is_tensor(boxes) else anchors, out)
+        return face.like(out, boxes, anchors)
 
-    return face.differentiable(kernel, "encode_boxes", (boxes, anchors), center, size)
+    return face.differentiable(kernel, "encode_boxes", {"boxes": boxes, "anchors": anchors}, center, size)
 
 
 def decode_boxes(deltas: Array, anchors: Array, *, variances: tuple[float, float] = (0.1, 0.2)) -> Any:
@@ -68,22 +68,22 @@ def decode_boxes(deltas: Array, anchors: Array, *, variances: tuple[float, float
     Source:
         SSD, arXiv:1512.02325, equation 2.
     """
-    if type(deltas) is not ndarray and face.dispatched(deltas, anchors):
-        return face.dispatch("call", "decode_boxes", (deltas, anchors), variances)
+    if not (type(deltas) is type(anchors) is ndarray) and face.dispatched(deltas, anchors):
+        return face.dispatch("call", "decode_boxes", {"deltas": deltas, "anchors": anchors}, variances=variances)
     if (found := shortcuts.decode_boxes(deltas, anchors, variances)) is not None:
         return found
     center, size = face.check_variances(variances)
 
     def kernel(deltas: Array, anchors: Array) -> Any:
-        array, priors = face.to_numpy("deltas", deltas), face.to_numpy("anchors", anchors)
+        array, priors = face.to_boxes("deltas", deltas), face.to_boxes("anchors", anchors)
         _check_pair("deltas", array, priors)
         flat, priors = face.promote(array, priors)
         out = np.empty(array.shape, flat.dtype)
         rows = (math.prod(array.shape[:-2]), *array.shape[-2:])
         active_backend().decode_boxes(flat.reshape(rows), priors, center, size, out.reshape(rows))
-        return face.like(deltas if face.is_tensor(deltas) else anchors, out)
+        return face.like(out, deltas, anchors)
 
-    return face.differentiable(kernel, "decode_boxes", (deltas, anchors), center, size)
+    return face.differentiable(kernel, "decode_boxes", {"deltas": deltas, "anchors": anchors}, center, size)
 
 
 def check_codable(name: str, boxes: Any) -> None:

@@ -68,18 +68,29 @@ def match_anchors(
     Source:
         SSD, arXiv:1512.02325, section 2.2, "Matching strategy".
     """
-    if type(anchors) is not ndarray and face.dispatched(anchors, gt_boxes):
-        options = (iou_threshold, background_threshold, force_match)
-        return Matches(*face.dispatch("call_matching", "match_anchors", anchors, gt_boxes, None, gt_counts, *options))
-    if gt_counts is None:
+    # What a shortcut takes needs no dispatching but where torch traces, which shows in the anchors: so the rest, which
+    # may be long lists, is looked at later.
+    traced = type(anchors) is not ndarray and face.dispatched(anchors)
+    if gt_counts is None and not traced:
         found = shortcuts.match_anchors(anchors, gt_boxes, iou_threshold, background_threshold, force_match)
         if found is not None:
             return Matches(*found)
-    thresholds = _thresholds(iou_threshold, background_threshold)
+    if traced or face.dispatched(*_each(gt_boxes), gt_counts):
+        found = face.dispatch(
+            "call_matching",
+            "match_anchors",
+            {"anchors": anchors, "gt_boxes": gt_boxes, "gt_counts": gt_counts},
+            iou_threshold=iou_threshold,
+            background_threshold=background_threshold,
+            force_match=force_match,
+        )
+        return Matches(*found)
+    limits = thresholds(iou_threshold, background_threshold)
     force = face.choice("force_match", force_match, FORCE_MATCH)
+    check_form(gt_boxes, None, gt_counts)
     truth = _GroundTruth(anchors, gt_boxes, gt_counts)
     gt_idx, iou = _empty((truth.batch, len(truth.anchors)), (np.int64, 1), (truth.anchors.dtype, 1))
-    active_backend().match_anchors(truth.anchors, truth.boxes, truth.offsets, *thresholds, force, gt_idx, iou)
+    active_backend().match_anchors(truth.anchors, truth.boxes, truth.offsets, *limits, force, gt_idx, iou)
     tracked = (anchors, *truth.given)
     return Matches(truth.give(gt_idx), face.without_gradient("match_anchors", truth.give(iou), *tracked))
 
@@ -112,18 +123,28 @@ def assign_targets(
     Source:
         SSD, arXiv:1512.02325, section 2.2.
     """
-    if type(anchors) is not ndarray and face.dispatched(anchors, gt_boxes, gt_labels):
-        given, options = (gt_boxes, gt_labels, gt_counts), (iou_threshold, background_threshold, force_match, variances)
-        return Targets(*face.dispatch("call_matching", "assign_targets", anchors, *given, *options))
-    if gt_counts is None:
+    traced = type(anchors) is not ndarray and face.dispatched(anchors)  # as in match_anchors
+    if gt_counts is None and not traced:
         rest = iou_threshold, background_threshold, force_match, variances
         found = shortcuts.assign_targets(anchors, gt_boxes, gt_labels, *rest)
         if found is not None:
             return Targets(*found)
-    thresholds = _thresholds(iou_threshold, background_threshold)
+    if traced or face.dispatched(*_each(gt_boxes), *_each(gt_labels), gt_counts):
+        found = face.dispatch(
+            "call_matching",
+            "assign_targets",
+            {"anchors": anchors, "gt_boxes": gt_boxes, "gt_labels": gt_labels, "gt_counts": gt_counts},
+            iou_threshold=iou_threshold,
+            background_threshold=background_threshold,
+            force_match=force_match,
+            variances=variances,
+        )
+        return Targets(*found)
+    limits = thresholds(iou_threshold, background_threshold)
     force = face.choice("force_match", force_match, FORCE_MATCH)
     center, size = face.check_variances(variances)
-    truth = _GroundTruth(anchors, gt_boxes, gt_counts)
+    check_form(gt_boxes, gt_labels, gt_counts)
+    truth = _GroundTruth(anchors, gt_boxes, gt_counts, gt_labels)
     flat_labels = truth.labels(gt_labels)
     check_codable("anchors", truth.anchors)
     truth.check_extent()
@@ -131,7 +152,7 @@ def assign_targets(
     gt_idx, labels, deltas = _empty(shape, (np.int64, 1), (np.int64, 1), (truth.anchors.dtype, 4))
     deltas = deltas.reshape(*shape, 4)
     active_backend().assign_targets(
-        truth.anchors, truth.boxes, flat_labels, truth.offsets, *thresholds, force, center, size, labels, deltas, gt_idx
+        truth.anchors, truth.boxes, flat_labels, truth.offsets, *limits, force, center, size, labels, deltas, gt_idx
     )
     tracked = (anchors, *truth.given)
     return Targets(
@@ -139,7 +160,32 @@ def assign_targets(
     )
 
 
-def _thresholds(iou_threshold: Any, background_threshold: Any) -> tuple[float, float]:
+def _each(value: Array) -> Sequence[Array]:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def check_form(gt_boxes: Array, gt_labels: Array | None, gt_counts: Array | None) -> bool:
+    """Whether ground truth comes in lists.
+
+    Raises:
+        ValueError: labels in another form than the boxes, or counts of what has its own lengths.
+    """
+    listed = isinstance(gt_boxes, list | tuple)
+    if listed and gt_counts is not None:
+        raise ValueError("gt_counts: only for padded gt_boxes; a list of arrays has its lengths already")
+    if gt_labels is not None and (
+        listed != isinstance(gt_labels, list | tuple) or (listed and len(gt_labels) != len(gt_boxes))
+    ):
+        raise ValueError("gt_labels: expected the same form and length as gt_boxes")
+    return listed
+
+
+def thresholds(iou_threshold: Any, background_threshold: Any) -> tuple[float, float]:
+    """(positive from, background below), checked.
+
+    Raises:
+        TypeError, ValueError: not in [0, 1], or in the wrong order.
+    """
     high = face.fraction("iou_threshold", iou_threshold)
     low = high if background_threshold is None else face.fraction("background_threshold", background_threshold)
     if low > high:
@@ -181,24 +227,28 @@ def _join(arrays: Sequence[Array], columns: tuple[int, ...]) -> Array | None:
 class _GroundTruth:
     """Anchors and the ground truth of a batch, checked, promoted and laid flat with offsets."""
 
-    def __init__(self, anchors: Array, gt_boxes: Array, gt_counts: Array | None) -> None:
-        priors = face.to_numpy("anchors", anchors)
+    def __init__(
+        self, anchors: Array, gt_boxes: Array, gt_counts: Array | None, gt_labels: Array | None = None
+    ) -> None:
+        priors = face.to_boxes("anchors", anchors)
         face.check_shape("anchors", priors, ("A", 4))
-        self.like = anchors
         self.one = False
         self.listed = isinstance(gt_boxes, list | tuple)
         self.given: tuple[Array, ...] = tuple(gt_boxes) if self.listed else (gt_boxes,)
+        self.examples = (anchors, *self.given, *_each(gt_labels), gt_counts)
         if self.listed:
-            if gt_counts is not None:
-                raise ValueError("gt_counts: only for padded gt_boxes; a list of arrays has its lengths already")
             joined = _join(self.given, (4,))
             if joined is not None:
                 images, self.sizes = [face.to_numpy("gt_boxes", joined)], [boxes.shape[0] for boxes in gt_boxes]
             else:
-                images = [self._image(f"gt_boxes[{i}]", boxes) for i, boxes in enumerate(gt_boxes)]
+                images = [face.to_boxes(f"gt_boxes[{i}]", boxes) for i, boxes in enumerate(gt_boxes)]
+                for i, boxes in enumerate(images):
+                    face.check_shape(f"gt_boxes[{i}]", boxes, ("G", 4))
+                dtype = face.float_dtype(priors, *images)  # which may differ from what NumPy joins them in
+                images = [boxes.astype(dtype, copy=False) for boxes in images]
                 self.sizes = [len(boxes) for boxes in images]
         else:
-            array = face.to_numpy("gt_boxes", gt_boxes)
+            array = face.to_boxes("gt_boxes", gt_boxes)
             self.one = array.ndim == 2
             if self.one:
                 face.check_shape("gt_boxes", array, ("G", 4))
@@ -219,14 +269,6 @@ class _GroundTruth:
             self._check(~finite.all(-1), "is not finite")
 
     @staticmethod
-    def _image(name: str, boxes: Array) -> NDArray[Any]:
-        array = face.to_numpy(name, boxes)
-        if array.size == 0 and array.ndim == 1:  # torch.tensor([]): a picture without boxes
-            array = array.reshape(0, 4)
-        face.check_shape(name, array, ("G", 4))
-        return array
-
-    @staticmethod
     def _counts(gt_counts: Array | None, shape: tuple[int, ...]) -> list[int]:
         if gt_counts is None:
             return [shape[1]] * shape[0]
@@ -238,8 +280,6 @@ class _GroundTruth:
 
     def labels(self, gt_labels: Array) -> Int:
         """The labels laid flat as the boxes are."""
-        if self.listed != isinstance(gt_labels, list | tuple) or (self.listed and len(gt_labels) != self.batch):
-            raise ValueError("gt_labels: expected the same form and length as gt_boxes")
         joined = _join(gt_labels, ()) if self.listed else None
         if joined is not None and [labels.shape[0] for labels in gt_labels] == self.sizes:
             return self._labelled(face.integers("gt_labels", face.to_numpy("gt_labels", joined)))
@@ -275,4 +315,4 @@ class _GroundTruth:
 
     def give(self, array: NDArray[Any]) -> Any:
         """A result as the caller's kind of array, without the batch dimension where there was none."""
-        return face.like(self.like, array[0] if self.one else array)
+        return face.like(array[0] if self.one else array, *self.examples)

@@ -33,8 +33,9 @@ def mine_hard_negatives(loss: Array, positive: Array, *, neg_pos_ratio: float = 
     Source:
         SSD, arXiv:1512.02325, section 2.2, "Hard negative mining".
     """
-    if type(loss) is not ndarray and face.dispatched(loss, positive):
-        return face.dispatch("call", "mine_hard_negatives", (loss, positive), neg_pos_ratio, min_negatives)
+    if not (type(loss) is type(positive) is ndarray) and face.dispatched(loss, positive):
+        arrays, options = {"loss": loss, "positive": positive}, {"neg_pos_ratio": neg_pos_ratio}
+        return face.dispatch("call", "mine_hard_negatives", arrays, **options, min_negatives=min_negatives)
     losses, mask = face.to_numpy("loss", loss), face.to_numpy("positive", positive)
     face.check_shape("loss", losses, ("A",) if losses.ndim == 1 else ("B", "A"))
     face.check_shape("positive", mask, losses.shape if losses.ndim else ("A",))
@@ -47,4 +48,4 @@ def mine_hard_negatives(loss: Array, positive: Array, *, neg_pos_ratio: float = 
     rows = losses.shape if losses.ndim == 2 else (1, len(losses))
     mask = np.ascontiguousarray(mask).reshape(rows)
     active_backend().mine_hard_negatives(losses.reshape(rows), mask, ratio, least, out.reshape(rows))
-    return face.like(loss, out)
+    return face.like(out, loss, positive)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray
+from numpy.typing import NDArray
 
 from fastssd.backends import active_backend
 from fastssd.ops import _face as face
@@ -44,19 +45,17 @@ def multibox_cross_entropy(
     Source:
         SSD, arXiv:1512.02325, section 2.2, equation 1 (the sum of the confidence loss) and "Hard negative mining".
     """
-    if type(logits) is not ndarray and face.dispatched(logits, labels):
-        found = face.dispatch("call", "multibox_cross_entropy", (logits, labels), neg_pos_ratio, min_negatives)
-        return MultiboxLoss(*found)
+    if not (type(logits) is type(labels) is ndarray) and face.dispatched(logits, labels):
+        arrays, options = {"logits": logits, "labels": labels}, {"neg_pos_ratio": neg_pos_ratio}
+        return MultiboxLoss(
+            *face.dispatch("call", "multibox_cross_entropy", arrays, **options, min_negatives=min_negatives)
+        )
+    if face.wants_gradient(logits):
+        labels = face.to_tensor("labels", labels)  # once, so that the backward pass sees the labels of this one
     scores, classes = face.to_numpy("logits", logits), face.to_numpy("labels", labels)
     one = scores.ndim == 2
     face.check_shape("logits", scores, ("A", "C") if one else ("B", "A", "C"))
-    face.check_shape("labels", classes, scores.shape[:-1])
-    columns = scores.shape[-1]
-    if columns < 1:
-        raise ValueError("logits: expected at least one column, the background; got none")
-    classes = face.integers("labels", classes)
-    if classes.size and not -1 <= classes.min() <= classes.max() < columns:
-        face.check_rows("labels", (classes < -1) | (classes >= columns), classes, f"is not in [-1, {columns - 1}]")
+    classes = _classes(classes, scores.shape)
     ratio = face.number("neg_pos_ratio", neg_pos_ratio, 0.0)
     least = face.count("min_negatives", min_negatives)
     (scores,) = face.promote(scores)
@@ -66,19 +65,45 @@ def multibox_cross_entropy(
     losses, selected = np.empty(len(scores), np.float64), np.empty(classes.shape, np.bool_)
     active_backend().multibox_cross_entropy(scores, classes, ratio, least, losses, selected)
     total = np.array(losses.sum(), scores.dtype)
-    found = MultiboxLoss(face.like(logits, total), face.like(logits, selected[0] if one else selected))
+    found = MultiboxLoss(face.like(total, logits, labels), face.like(selected[0] if one else selected, logits, labels))
     return found._replace(loss=face.with_gradient(found.loss, _write_gradient, logits, labels, found.selected))
 
 
-def _write_gradient(scale: float, out: Array, logits: Array, labels: Array, selected: Array) -> None:
-    """`scale` times the gradient of the loss to `out`, [..., A, C] in the promoted dtype of `logits`."""
-    rows = logits.shape if logits.ndim == 3 else (1, *logits.shape)
-    (scores,) = face.promote(face.to_numpy("logits", logits))
-    classes = face.integers("labels", face.to_numpy("labels", labels))
+def _classes(labels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Labels of logits of this shape, checked."""
+    face.check_shape("labels", labels, shape[:-1])
+    columns = shape[-1]
+    if columns < 1:
+        raise ValueError("logits: expected at least one column, the background; got none")
+    classes = face.integers("labels", labels)
+    if classes.size and not -1 <= classes.min() <= classes.max() < columns:
+        face.check_rows("labels", (classes < -1) | (classes >= columns), classes, f"is not in [-1, {columns - 1}]")
+    return classes
+
+
+def gradient(scale: float, logits: Array, labels: Array, selected: Array, out: NDArray[Any] | None = None) -> Any:
+    """`scale` times the gradient of the loss, [..., A, C] in the promoted dtype of `logits`.
+
+    Labels are checked again: who shares their memory may have written to it since the loss was computed.
+    """
+    scores, mask = face.to_numpy("logits", logits), face.to_numpy("selected", selected)
+    face.check_shape("logits", scores, ("A", "C") if scores.ndim == 2 else ("B", "A", "C"))
+    classes = _classes(face.to_numpy("labels", labels), scores.shape)
+    face.check_shape("selected", mask, classes.shape)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"selected: expected bool, got dtype {mask.dtype}")
+    rows = scores.shape if scores.ndim == 3 else (1, *scores.shape)
+    (scores,) = face.promote(scores)
+    out = np.empty(scores.shape, scores.dtype) if out is None else out
     active_backend().multibox_cross_entropy_gradient(
         scores.reshape(rows),
         classes.reshape(rows[:-1]),
-        face.to_numpy("selected", selected).reshape(rows[:-1]),
+        np.ascontiguousarray(mask).reshape(rows[:-1]),
         scale,
-        face.to_numpy("out", out).reshape(rows),
+        out.reshape(rows),
     )
+    return out
+
+
+def _write_gradient(scale: float, out: Array, logits: Array, labels: Array, selected: Array) -> None:
+    gradient(scale, logits, labels, selected, face.to_numpy("out", out))

@@ -12,7 +12,7 @@ from fastssd.backends import SOFT_NMS_METHODS, active_backend, shortcuts
 from fastssd.ops import _face as face
 from fastssd.ops._face import Array
 
-_NONFINITE = {"drop": 0, "raise": 1}
+NONFINITE = {"drop": 0, "raise": 1}
 
 
 def nms(boxes: Array, scores: Array, iou_threshold: float, *, nonfinite: str = "drop") -> Any:
@@ -34,15 +34,16 @@ def nms(boxes: Array, scores: Array, iou_threshold: float, *, nonfinite: str = "
     Source:
         Same indices as ``torchvision.ops.nms`` on finite boxes of positive area.
     """
-    if type(boxes) is not ndarray and face.dispatched(boxes, scores):
-        return face.dispatch("call", "nms", (boxes, scores), iou_threshold, nonfinite)
+    if not (type(boxes) is type(scores) is ndarray) and face.dispatched(boxes, scores):
+        arrays = {"boxes": boxes, "scores": scores}
+        return face.dispatch("call", "nms", arrays, iou_threshold=iou_threshold, nonfinite=nonfinite)
     if nonfinite == "drop" and (found := shortcuts.nms(boxes, scores, iou_threshold)) is not None:
         return found
     flat, values = _boxes_and_scores(boxes, scores, nonfinite)
     threshold = face.fraction("iou_threshold", iou_threshold)
     keep = np.empty(len(flat), np.int64)
     count = active_backend().nms(flat, values, threshold, keep)
-    return face.like(boxes, keep[:count].copy())
+    return face.like(keep[:count].copy(), boxes, scores)
 
 
 def batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float, *, nonfinite: str = "drop") -> Any:
@@ -50,7 +51,7 @@ def batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float, 
 
     Args:
         boxes, scores, iou_threshold, nonfinite: as in :func:`nms`.
-        idxs: integers [N], the group of each box.
+        idxs: integers [N] of any kind, the group of each box.
 
     Returns:
         int64 [K]: indices of the kept boxes of all groups by falling score, equal scores by index.
@@ -62,8 +63,9 @@ def batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float, 
         ``torchvision.ops.batched_nms``; per group whatever the coordinates, where torchvision shifts groups apart and
         loses bits by it.
     """
-    if type(boxes) is not ndarray and face.dispatched(boxes, scores, idxs):
-        return face.dispatch("call", "batched_nms", (boxes, scores, idxs), iou_threshold, nonfinite)
+    if not (type(boxes) is type(scores) is type(idxs) is ndarray) and face.dispatched(boxes, scores, idxs):
+        arrays = {"boxes": boxes, "scores": scores, "idxs": idxs}
+        return face.dispatch("call", "batched_nms", arrays, iou_threshold=iou_threshold, nonfinite=nonfinite)
     if nonfinite == "drop" and (found := shortcuts.batched_nms(boxes, scores, idxs, iou_threshold)) is not None:
         return found
     flat, values = _boxes_and_scores(boxes, scores, nonfinite)
@@ -72,8 +74,8 @@ def batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float, 
     face.check_length("idxs", groups, "boxes", len(flat))
     threshold = face.fraction("iou_threshold", iou_threshold)
     keep = np.empty(len(flat), np.int64)
-    count = active_backend().batched_nms(flat, values, face.integers("idxs", groups), threshold, keep)
-    return face.like(boxes, keep[:count].copy())
+    count = active_backend().batched_nms(flat, values, face.identifiers("idxs", groups), threshold, keep)
+    return face.like(keep[:count].copy(), boxes, scores, idxs)
 
 
 def soft_nms(
@@ -105,9 +107,17 @@ def soft_nms(
     Source:
         Soft-NMS, arXiv:1704.04503, figure 2.
     """
-    if type(boxes) is not ndarray and face.dispatched(boxes, scores):
-        options = (method, iou_threshold, sigma, score_threshold, nonfinite)
-        return face.dispatch("call", "soft_nms", (boxes, scores), *options)
+    if not (type(boxes) is type(scores) is ndarray) and face.dispatched(boxes, scores):
+        return face.dispatch(
+            "call",
+            "soft_nms",
+            {"boxes": boxes, "scores": scores},
+            method=method,
+            iou_threshold=iou_threshold,
+            sigma=sigma,
+            score_threshold=score_threshold,
+            nonfinite=nonfinite,
+        )
     flat, values = _boxes_and_scores(boxes, scores, nonfinite)
     code = face.choice("method", method, SOFT_NMS_METHODS)
     threshold = face.fraction("iou_threshold", iou_threshold)
@@ -115,16 +125,16 @@ def soft_nms(
     lowest = face.number("score_threshold", score_threshold)
     keep, kept_scores = np.empty(len(flat), np.int64), np.empty(len(flat), flat.dtype)
     found = active_backend().soft_nms(flat, values, code, threshold, width, lowest, keep, kept_scores)
-    decayed = face.like(boxes, kept_scores[:found].copy())
-    return face.like(boxes, keep[:found].copy()), face.without_gradient("soft_nms", decayed, boxes, scores)
+    decayed = face.like(kept_scores[:found].copy(), boxes, scores)
+    return face.like(keep[:found].copy(), boxes, scores), face.without_gradient("soft_nms", decayed, boxes, scores)
 
 
 def _boxes_and_scores(boxes: Array, scores: Array, nonfinite: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    array, values = face.to_numpy("boxes", boxes), face.to_numpy("scores", scores)
+    array, values = face.to_boxes("boxes", boxes), face.to_numpy("scores", scores)
     face.check_shape("boxes", array, ("N", 4))
     face.check_shape("scores", values, ("N",))
     face.check_length("scores", values, "boxes", len(array))
-    if face.choice("nonfinite", nonfinite, _NONFINITE):
+    if face.choice("nonfinite", nonfinite, NONFINITE):
         face.check_finite("boxes", array)
         face.check_rows("scores", np.isnan(values), values, "is NaN")
     array, values = face.promote(array, values)

@@ -65,11 +65,22 @@ def postprocess_detections(
     Source:
         SSD, arXiv:1512.02325, section 3.1 (0.01, 0.45, 200); topk as in torchvision.
     """
-    if type(logits) is not ndarray and face.dispatched(logits, deltas, anchors):
-        options = (score_threshold, iou_threshold, topk, max_detections, clip, activation, variances)
-        return Detections(*face.dispatch("call", "postprocess_detections", (logits, deltas, anchors), *options))
-    scores_in, deltas_in = face.to_numpy("logits", logits), face.to_numpy("deltas", deltas)
-    priors = face.to_numpy("anchors", anchors)
+    if not (type(logits) is type(deltas) is type(anchors) is ndarray) and face.dispatched(logits, deltas, anchors):
+        found = face.dispatch(
+            "call",
+            "postprocess_detections",
+            {"logits": logits, "deltas": deltas, "anchors": anchors},
+            score_threshold=score_threshold,
+            iou_threshold=iou_threshold,
+            topk=topk,
+            max_detections=max_detections,
+            clip=clip,
+            activation=activation,
+            variances=variances,
+        )
+        return Detections(*found)
+    scores_in, deltas_in = face.to_numpy("logits", logits), face.to_boxes("deltas", deltas)
+    priors = face.to_boxes("anchors", anchors)
     face.check_shape("anchors", priors, ("A", 4))
     one = scores_in.ndim == 2
     face.check_shape("logits", scores_in, (len(priors), "C") if one else ("B", len(priors), "C"))
@@ -89,10 +100,10 @@ def postprocess_detections(
 
     batch, dtype = len(scores_in), scores_in.dtype
     out = Detections(
-        boxes=np.empty((batch, places, 4), dtype),
-        scores=np.empty((batch, places), dtype),
-        labels=np.empty((batch, places), np.int64),
-        anchor_idx=np.empty((batch, places), np.int64),
+        boxes=face.empty((batch, places, 4), dtype),
+        scores=face.empty((batch, places), dtype),
+        labels=face.empty((batch, places), np.int64),
+        anchor_idx=face.empty((batch, places), np.int64),
         counts=np.empty(batch, np.int64),
     )
     active_backend().postprocess_detections(
@@ -109,8 +120,9 @@ def postprocess_detections(
         size,
         *out,
     )
-    found = Detections(*(face.like(logits, array.reshape(array.shape[1:]) if one else array) for array in out))
+    given = (logits, deltas, anchors)
+    found = Detections(*(face.like(array.reshape(array.shape[1:]) if one else array, *given) for array in out))
     return found._replace(
-        boxes=face.without_gradient("postprocess_detections", found.boxes, logits, deltas, anchors),
-        scores=face.without_gradient("postprocess_detections", found.scores, logits, deltas, anchors),
+        boxes=face.without_gradient("postprocess_detections", found.boxes, *given),
+        scores=face.without_gradient("postprocess_detections", found.scores, *given),
     )
