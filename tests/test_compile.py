@@ -168,6 +168,69 @@ print(compiled(boxes, scores).tolist() == boxes[[1, 2]].tolist())
     assert found.stdout.strip() == "True", found.stderr
 
 
+ANCHORS, LOGITS, DELTAS = boxes(7) * 50, random(7, 3) * 4, random(7, 4)
+OF_ANY_SIZE = {
+    "clip_boxes_to_image": lambda image, b: ops.clip_boxes_to_image(b, image.shape[-2:]),
+    "clip_boxes_to_image of a fraction": lambda image, b: ops.clip_boxes_to_image(
+        b, (image.shape[-2] * 0.5, image.shape[-1] / 4)
+    ),
+    "remove_small_boxes": lambda image, b: ops.remove_small_boxes(b, image.shape[-1] - 29.5),
+    "grid_anchors": lambda image, b: torch.from_numpy(
+        ops.grid_anchors([(3, 4), 2], [(0.2, 0.3), (0.9, 0.95)], image_size=image.shape[-2:])
+    ),
+    "postprocess_detections": lambda image, b: ops.postprocess_detections(
+        LOGITS, DELTAS, ANCHORS, clip=image.shape[-2:], max_detections=5
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_ANY_SIZE)
+def test_one_graph_for_pictures_of_all_sizes(name):
+    function, graphs = OF_ANY_SIZE[name], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
+    b, sizes = boxes(5) * 60, [(20 + i, 30 + 2 * i) for i in range(12)]
+    results = [function(torch.empty(3, *size), b) for size in sizes]
+    for size, ref in zip(sizes, results, strict=True):
+        assert_same(ref, compiled(torch.empty(3, *size), b))
+    assert len(graphs) == 1
+    assert not all(torch.equal(pytree.tree_leaves(ref)[0], pytree.tree_leaves(results[0])[0]) for ref in results)
+    dynamic = ({1: torch.export.Dim("height"), 2: torch.export.Dim("width")}, None)
+    program = torch.export.export(
+        _Module(function), (torch.empty(3, 20, 30), b), dynamic_shapes=(dynamic,), strict=True
+    )
+    for size in ((11, 17), (45, 33)):
+        assert_same(function(torch.empty(3, *size), b), program.module()(torch.empty(3, *size), b))
+
+
+def test_one_graph_for_gradients_at_all_sizes():
+    def loss(image, b):
+        return ops.clip_boxes_to_image(b, image.shape[-2:]).square().sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    b = boxes(5) * 60
+    for i in range(12):  # more than torch lets be compiled anew
+        image, found = torch.empty(3, 20 + i, 30 + 2 * i), []
+        for function in (loss, compiled):
+            x = b.clone().requires_grad_()
+            found.append(torch.autograd.grad(function(image, x), x)[0])
+        assert_same(*found)
+
+
+def test_arrays_and_lists_in_a_graph_are_what_numpy_makes_of_them():
+    b, listed = boxes(3), [[0.0, 0.0, 0.5, 0.5]]
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda b: ops.box_iou(b, listed), fullgraph=True, backend="eager")
+    assert_same(ops.box_iou(b, listed), compiled(b))
+    assert compiled(b).dtype == torch.float64
+
+
 def test_arrays_still_run_where_a_graph_breaks():
     array = boxes(3).numpy()
     torch._dynamo.reset()

@@ -51,7 +51,10 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
 
 
 def clip_boxes_to_image(boxes: Tensor, height: float, width: float) -> Tensor:
-    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+    # Each side by itself, for it may be symbolic.
+    limits = torch.stack([boxes.new_full((), side) for side in (width, height, width, height)])
+    above = boxes.where(~(boxes < 0), boxes.new_zeros(()))  # -0 and NaN stay
+    return limits.where(above > limits, above)
 
 
 def remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
