@@ -893,9 +893,11 @@ def run(calls: list[Call], at_once: int) -> dict[str, str]:
 
     What went wrong is tried once more in a process of its own: a call may only have found what one before it broke.
     """
-    wrong, again = _run(calls, at_once, PER_CHILD), {}
-    if wrong:
-        again = _run([call for call in calls if call.name in wrong], at_once, 1)
+    wrong = _run(calls, at_once, PER_CHILD)
+    if not wrong:
+        return {}
+    print("once more, each alone:", flush=True)
+    again = _run([call for call in calls if call.name in wrong], at_once, 1)
     return {n: again.get(n) or f"after others in the same process: {problem}" for n, problem in wrong.items()}
 
 
@@ -918,6 +920,7 @@ def _run(calls: list[Call], at_once: int, per_child: int) -> dict[str, str]:
             for call, problem in ended:
                 if problem:
                     wrong[call.name] = problem
+                    print(f"{call.name}: {problem}", flush=True)
             if child.report.closed:
                 del children[pipe]
                 if child.calls[child.done :]:
@@ -947,8 +950,6 @@ def main() -> int:
         limit_memory()
     started = time.monotonic()
     wrong = run(calls, options.jobs)
-    for name, problem in wrong.items():
-        print(f"{name}: {problem}")
     kinds = Counter(problem.splitlines()[0].split(":")[0] for problem in wrong.values())
     print(f"{len(calls)} hostile calls in {time.monotonic() - started:.0f} s, {len(wrong)} went wrong. {dict(kinds)}")
     return 1 if wrong else 0
