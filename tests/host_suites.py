@@ -42,7 +42,10 @@ def main() -> int:
     parser.add_argument("checkout", type=Path)
     options, tests = parser.parse_known_args()
     checkout = options.checkout.resolve()
-    tests = [str(checkout / each) if (checkout / each).exists() else each for each in tests or SUITES[options.host]]
+    tests = [
+        str(checkout / each) if (checkout / each.split("::")[0]).exists() else each
+        for each in tests or SUITES[options.host]
+    ]
     plain, routed = (run(options.host, checkout, tests, routed) for routed in (False, True))
     for name, outcomes in (("alone", plain), ("routed", routed)):
         counts = Counter(outcome for outcome, _ in outcomes.values())
@@ -200,3 +203,7 @@ def _also(packages: list[str], ours: dict[str, list[Any]]) -> Any:
     from fastssd.compat._routes import Host
 
     return Host(f"{__name__}:_", packages, ours).patch()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

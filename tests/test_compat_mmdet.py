@@ -282,6 +282,7 @@ elif kind == "all alone":
     truths += 5000
 elif kind == "alike":
     truths[:] = torch.tensor([0.0, 0.0, 1100.0, 1100.0])
+    priors[:, :2] = priors[:, :2].floor()
     priors[:, 2:] = priors[:, :2] + 50
 elif kind == "offset":
     options = {"offset": 1}
