@@ -68,11 +68,13 @@ class NetworkInfo:
     version: str
 
     def __post_init__(self) -> None:
+        check_fields(self)
+
+    def check_preset(self) -> None:
         """
         Raises:
-            ValueError: an entry is of another type, out of range, or does not fit the others.
+            ValueError: the preset is not whole or out of range, or the anchors are not as many as it has.
         """
-        check_fields(self)
         preset = Preset.from_dict(self.preset)
         count = sum(r * c * k for (r, c), k in zip(preset.grid_sizes, preset.anchors_per_cell, strict=True))
         if self.anchors.shape != (count, 4) or not np.isfinite(self.anchors).all():
@@ -125,4 +127,6 @@ class NetworkInfo:
         given = {
             name: document[name] for name in ("class_names", "preset", "limits", "nms", "version") if name in document
         }
-        return from_plain(cls, given | {"anchors": np.frombuffer(content, "<f4").reshape(-1, 4).astype(np.float32)})
+        info = from_plain(cls, given | {"anchors": np.frombuffer(content, "<f4").reshape(-1, 4).astype(np.float32)})
+        info.check_preset()
+        return info

@@ -69,7 +69,7 @@ class TrainConfig:
     epochs: Annotated[int, within(1, 1_000_000)] = 60
     batch_size: Annotated[int, within(1, 65_536)] = 16
     optimizer: Annotated[str, one_of(*OPTIMIZERS)] = "adamw"
-    lr: Annotated[float, within(0, 1000, above=True)] = 2e-3
+    lr: Annotated[float, within(0, 1e38, above=True)] = 2e-3
     momentum: Annotated[float, within(0, 1)] = 0.9
     weight_decay: Annotated[float, within(0, 1000)] = 0.01
     schedule: Annotated[str, one_of(*SCHEDULES)] = "cosine"
