@@ -39,7 +39,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     } catch (const std::runtime_error& error) {
         throw py::import_error(error.what());
     }
+    numpy = &NumpyApi::get();
     set_interrupt_check(interrupted);
+    keep_plans_usable_in_children();
 
     m.doc() = "The compiled kernels of fastssd. Private: use fastssd.ops.";
     m.def("isa", [] { return kernels->isa; }, "The instruction set in use.");

@@ -35,6 +35,7 @@ struct Job {
     const void* const context;
     const int64_t n;
     const int64_t part;
+    const int64_t parts = n / part + (n % part != 0);
     std::atomic<int64_t> next{0};
     std::atomic<bool> cancelled{false};
     std::atomic<Outcome> outcome{Outcome::done};
@@ -50,9 +51,10 @@ struct Job {
     void work() {
         try {
             while (!poll()) {
-                const int64_t begin = next.fetch_add(part, std::memory_order_relaxed);
-                if (begin >= n) return;
-                fn(context, begin, std::min(begin + part, n));
+                const int64_t taken = next.fetch_add(1, std::memory_order_relaxed);
+                if (taken >= parts) return;
+                const int64_t begin = taken * part;
+                fn(context, begin, begin + std::min(part, n - begin));
             }
         } catch (const std::bad_alloc&) {
             cancel(Outcome::out_of_memory);
@@ -207,13 +209,13 @@ bool poll() {
 
 Outcome parallel_for(int64_t n, double ns_per_item, int threads, RangeFn fn, const void* context) {
     if (n <= 0) return Outcome::done;
+    const int64_t most_threads = std::clamp(threads, 1, kMostThreads);
     const double most = std::max(1.0, kPartNs / std::max(ns_per_item, 1e-3));
-    const int64_t even = std::max<int64_t>(1, n / (kPartsPerThread * std::max(threads, 1)));
+    const int64_t even = std::max<int64_t>(1, n / (kPartsPerThread * most_threads));
     const int64_t part = most < static_cast<double>(even) ? static_cast<int64_t>(most) : even;
     Job job{fn, context, n, part};
     const At at({&job, true});
-    const int64_t parts = (n + part - 1) / part;
-    const int helpers = static_cast<int>(std::min<int64_t>(threads, parts)) - 1;
+    const int helpers = static_cast<int>(std::min(most_threads, job.parts)) - 1;
     if (helpers > 0 && static_cast<double>(n) * ns_per_item >= kParallelNs && pool->acquire()) {
         pool->run(job, helpers);
     } else {

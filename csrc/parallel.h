@@ -15,6 +15,9 @@ enum class Outcome { done, interrupted, out_of_memory };
 // Below this much work a second thread does not pay: waking one that sleeps takes 60 to 170 us.
 constexpr double kParallelNs = 200e3;
 
+// More are never used, whatever is asked for.
+constexpr int kMostThreads = 1024;
+
 // Asked every 50 ms or so on the thread that called parallel_for, while it works; true cancels the call.
 using InterruptCheck = bool (*)();
 void set_interrupt_check(InterruptCheck check);

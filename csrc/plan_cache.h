@@ -1,14 +1,16 @@
 // Anchors are the same in call after call, and arranging them (support/anchor_index.h) costs more than matching does:
-// the plans of the last few are kept. A plan is found by the content of the anchors, compared whole with a copy of
-// them, so it does not matter who holds the array, whether it was written to since, or what lies at its address now.
+// plans are kept. A plan is found by the content of the anchors, compared whole with a copy of them, so it does not
+// matter who holds the array, whether it was written to since, or what lies at its address now. Knows no Python.
 #pragma once
 
-#include <array>
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <utility>
+#include <vector>
 
 namespace fastssd {
 
@@ -26,21 +28,43 @@ Boxes look_at(const T* boxes, int64_t n) {
     return !finite ? Boxes::odd : solid ? Boxes::solid : Boxes::finite;
 }
 
-// A plan and a copy of the anchors [A, 4] that it was made of. Nobody changes it once it is made.
+// A hash of the number of boxes [N, 4] and of some of them, spread over all: sets with equal marks are worth comparing.
+template <typename T>
+uint64_t mark_of(const T* boxes, int64_t n) {
+    constexpr int64_t kSome = 32;
+    uint64_t mark = static_cast<uint64_t>(n);
+    for (int64_t i = 0; i < n; i += std::max<int64_t>(1, n / kSome)) {
+        uint64_t bits[4 * sizeof(T) / sizeof(uint64_t)];
+        std::memcpy(bits, boxes + 4 * i, sizeof(bits));
+        for (const uint64_t word : bits) {
+            mark = (mark ^ word) * 0x9e3779b97f4a7c15u;
+            mark ^= mark >> 32;
+        }
+    }
+    return mark;
+}
+
+// A plan and a copy of the anchors [A, 4], which it is made of. Nobody changes it once it is made.
 template <typename T>
 class AnchorPlan {
   public:
-    AnchorPlan(const T* anchors, int64_t num_anchors, int64_t plan_bytes)
-        : num_anchors_(num_anchors),
+    // Of the caller's memory, which another thread may write to, only the copy is taken: what is known of the anchors
+    // and what is planned is of the copy.
+    AnchorPlan(uint64_t mark, const T* anchors, int64_t num_anchors, int64_t plan_bytes)
+        : mark_(mark),
+          num_anchors_(num_anchors),
+          plan_bytes_(plan_bytes),
           anchors_(new T[static_cast<std::size_t>(4 * num_anchors)]),
-          looks_(look_at(anchors, num_anchors)),
           plan_(allocate(plan_bytes)) {
         if (num_anchors > 0) std::memcpy(anchors_.get(), anchors, anchor_bytes());
+        looks_ = look_at(anchors_.get(), num_anchors);
     }
 
     void* data() const { return plan_.get(); }
-    int64_t num_anchors() const { return num_anchors_; }
-    Boxes anchors() const { return looks_; }
+    const T* anchors() const { return anchors_.get(); }
+    uint64_t mark() const { return mark_; }
+    Boxes looks() const { return looks_; }
+    int64_t bytes() const { return plan_bytes_ + static_cast<int64_t>(anchor_bytes() + sizeof(AnchorPlan)); }
 
     bool is_of(const T* anchors, int64_t num_anchors) const {
         return num_anchors == num_anchors_ &&
@@ -56,38 +80,65 @@ class AnchorPlan {
     static void* allocate(int64_t bytes) { return ::operator new(static_cast<std::size_t>(bytes), kAlign); }
     std::size_t anchor_bytes() const { return static_cast<std::size_t>(4 * num_anchors_) * sizeof(T); }
 
-    int64_t num_anchors_;
+    uint64_t mark_;  // of what the caller's memory was when it was looked for
+    int64_t num_anchors_, plan_bytes_;
     std::unique_ptr<T[]> anchors_;
-    Boxes looks_;
     std::unique_ptr<void, Free> plan_;
+    Boxes looks_;
 };
 
-// The plans used last, the latest first. Copied and changed with the GIL held; looking into a copy needs none.
+// Plans, up to a number of them and of bytes. For any number of threads: the mutex is held for a look at the list,
+// never while anchors are compared, a plan is made or its memory given back, or Python is asked.
 template <typename T>
 class PlanCache {
   public:
     using Entry = std::shared_ptr<const AnchorPlan<T>>;
 
-    Entry find(const T* anchors, int64_t num_anchors) const {
-        for (const Entry& entry : entries_) {
-            if (entry != nullptr && entry->is_of(anchors, num_anchors)) return entry;
+    static constexpr std::size_t kMost = 64;
+    static constexpr int64_t kMostBytes = int64_t(1) << 27;  // 7 sets of 2^18 float32 anchors
+
+    // The plans of anchors with this mark: none, or nearly always one.
+    std::vector<Entry> alike(uint64_t mark) {
+        std::vector<Entry> found;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (const Kept& kept : kept_) {
+            if (kept.mark == mark) found.push_back(kept.plan);
         }
-        return nullptr;
+        return found;
     }
 
-    // Puts `entry` in front; a new one drives out the one that was not used for longest.
-    void use(const Entry& entry) {
-        if (entry == entries_[0] || entry->num_anchors() > kMostAnchors) return;
-        Entry last = entry;
-        for (Entry& place : entries_) {
-            std::swap(last, place);
-            if (last == entry) return;
+    // Where there is no room, others leave. Which ones is left to chance: if it were the one not used for longest,
+    // sets that are used in turn and do not all fit would each leave just before they are wanted.
+    void add(const Entry& plan) {
+        if (plan->bytes() > kMostBytes) return;
+        std::vector<Kept> leaving;  // given back after the mutex
+        const std::lock_guard<std::mutex> lock(mutex_);
+        while (kept_.size() == kMost || bytes_ + plan->bytes() > kMostBytes) {
+            chance_ = chance_ * 6364136223846793005u + 1442695040888963407u;
+            std::swap(kept_[static_cast<std::size_t>(chance_ >> 33) % kept_.size()], kept_.back());
+            leaving.push_back(kept_.back());
+            kept_.pop_back();
+            bytes_ -= leaving.back().plan->bytes();
         }
+        kept_.push_back({plan->mark(), plan});
+        bytes_ += plan->bytes();
     }
+
+    // Around a fork, so that the child does not begin with a mutex that is held by a thread that it does not have.
+    void lock() { mutex_.lock(); }
+    void unlock() { mutex_.unlock(); }
 
   private:
-    static constexpr int64_t kMostAnchors = 1 << 18;  // larger plans would hold too much memory: they are made anew
-    std::array<Entry, 8> entries_;
+    struct Kept {
+        uint64_t mark;
+        Entry plan;
+    };
+
+    std::mutex mutex_;
+    // Under the mutex:
+    std::vector<Kept> kept_;
+    int64_t bytes_ = 0;
+    uint64_t chance_ = 1;
 };
 
 }  // namespace fastssd

@@ -25,11 +25,11 @@ def set_num_threads(threads: int | None) -> None:
     """Use so many threads in the compiled kernels, from now on and in the whole process.
 
     Args:
-        threads: at least 1; None goes back to the default: ``FASTSSD_NUM_THREADS``, else what torch uses if it is
+        threads: from 1 to 1024; None goes back to the default: ``FASTSSD_NUM_THREADS``, else what torch uses if it is
             loaded, else the processors that this process may run on. Results never depend on it.
 
     Raises:
-        TypeError, ValueError: not an integer of at least 1.
+        TypeError, ValueError: not an integer from 1 to 1024.
     """
     from fastssd.backends import threads as pool
 

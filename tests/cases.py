@@ -60,6 +60,8 @@ def box_sets(rng: np.random.Generator) -> Iterator[tuple[str, Boxes]]:
     yield "equal", np.tile(random_boxes(rng, 1), (33, 1))
     yield "degenerate", with_rows(typical, [[5, 5, 5, 9], [7, 7, 7, 7], [9, 9, 3, 3], [9, 3, 3, 9], [0, 0, 0, 0]])
     yield "crowd", crowd(rng, 300, 12)
+    yield "signed zeros", signed_zeros(rng)
+    yield "huge beside small", huge_beside_small(rng)
 
 
 def nonfinite(rng: np.random.Generator) -> Boxes:
@@ -79,6 +81,59 @@ def extremes(rng: np.random.Generator) -> Boxes:
     boxes[::4] *= 1e24
     boxes[1::4] *= 1e-30
     return boxes
+
+
+def signed_zeros(rng: np.random.Generator) -> Boxes:
+    """Boxes at the origin, of coordinates that are 0 or -0."""
+    boxes = random_boxes(rng, 30, span=0, size=9)
+    boxes[::3] -= boxes[::3, [2, 3, 2, 3]]  # they end there
+    boxes[1::5, 2:] = 0
+    return np.where((boxes == 0) & (rng.random(boxes.shape) < 0.5), -0.0, boxes)
+
+
+def huge_beside_small(rng: np.random.Generator) -> Boxes:
+    """A few boxes that dwarf the others, and a few that are next to nothing; every area is an ordinary number."""
+    return with_rows(
+        random_boxes(rng, 60),
+        [[-1e9, -1e9, 1e9, 1e9], [0, 0, 1e9, 3], [7, 7, 7 + 1e-5, 7 + 1e-5], [1e8, 1e8, 2e8, 2e8]],
+    )
+
+
+def odd_bytes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The same truth values in bytes that are not only 0 and 1, as in a view of a 0/255 mask."""
+    return np.where(mask, np.resize([255, 2, 1], mask.shape), 0).astype(np.uint8).view(np.bool_)
+
+
+def unaligned(array: NDArray[Any]) -> NDArray[Any]:
+    """The same values in memory that begins at an odd address."""
+    return np.frombuffer(b"." + array.tobytes(), array.dtype, offset=1).reshape(array.shape)
+
+
+def field(array: NDArray[Any]) -> NDArray[Any]:
+    """The same values as a field of a structured array: far apart and not aligned."""
+    records = np.zeros(len(array), [("tag", "u1"), ("value", array.dtype, array.shape[1:])])
+    records["value"] = array
+    return records["value"]
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    copy = array.copy()
+    copy.flags.writeable = False
+    return copy
+
+
+# The same values in every form of memory that NumPy has.
+FORMS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "unaligned": unaligned,
+    "field of records": field,
+    "foreign byte order": lambda array: array.astype(array.dtype.newbyteorder()),
+    "negative strides": lambda array: array[(slice(None, None, -1),) * array.ndim].copy()[
+        (slice(None, None, -1),) * array.ndim
+    ],
+    "read-only": read_only,
+    "odd bytes": lambda array: odd_bytes(array) if array.dtype == np.bool_ else array,
+    "subclass": lambda array: array.view(np.ma.MaskedArray),
+}
 
 
 def strided(array: NDArray[Any]) -> NDArray[Any]:
@@ -104,7 +159,7 @@ def around(value: float, dtype: str = "float32") -> tuple[float, ...]:
 
 def all_cases(seed: int = 0) -> Iterator[Case]:
     """Every case. The arrays are drawn from `seed`."""
-    for make in (_boxes, _anchors, _iou, _matching, _mining, _multibox, _coding, _nms, _postprocess):
+    for make in (_boxes, _anchors, _iou, _matching, _mining, _multibox, _coding, _nms, _postprocess, _forms):
         yield from make(np.random.default_rng(seed))
 
 
@@ -242,6 +297,15 @@ def _mining(rng: np.random.Generator) -> Iterator[Case]:
     yield Case(
         "mine_hard_negatives", "non-contiguous", lambda: ops.mine_hard_negatives(loss.T[::3].T, positive.T[::3].T)
     )
+    for ratio in (np.inf, 1e308, 5e-324, 0.0):
+        for least in (0, 4):
+            yield Case(
+                "mine_hard_negatives",
+                f"ratio {ratio} least {least}",
+                lambda r=ratio, m=least: ops.mine_hard_negatives(
+                    loss, positive & [[True], [False], [True]], neg_pos_ratio=r, min_negatives=m
+                ),
+            )
     yield Case("mine_hard_negatives", "empty", lambda: ops.mine_hard_negatives(loss[:, :0], positive[:, :0]))
     yield Case("mine_hard_negatives", "no pictures", lambda: ops.mine_hard_negatives(loss[:0], positive[:0]))
     yield Case("mine_hard_negatives", "one picture", lambda: ops.mine_hard_negatives(loss[0], positive[0]))
@@ -281,6 +345,8 @@ def _multibox(rng: np.random.Generator) -> Iterator[Case]:
         broken[0, ::9, -1], broken[1, ::7, 0], broken[2, ::5] = np.nan, -np.inf, np.inf
         broken[3, ::11, 0], broken[3, 1::11, 0], broken[3, 2::11, -1] = np.nan, np.inf, -np.inf
         yield from both(f"nonfinite {columns}", broken, some, min_negatives=2)
+    for ratio in (np.inf, 1e308, 5e-324, 0.0):
+        yield from both(f"ratio {ratio}", random, some, neg_pos_ratio=ratio)  # some picture has no positive
     yield from both("only background", random[..., :1], labels * 0, min_negatives=3)
     yield from both("no anchors", random[:, :0], labels[:, :0])
     yield from both("no pictures", random[:0], labels[:0])
@@ -342,6 +408,10 @@ def _nms(rng: np.random.Generator) -> Iterator[Case]:
     special[::9], special[1::9], special[2::9], special[3::9] = np.nan, np.inf, -np.inf, -0.0
     yield from each("special scores", few, special, (0.3,))
     yield from each("non-contiguous", strided(few), scores_of(rng, few)[::-1], (0.3,))
+    crowded, signed = crowd(rng, 600, 10), rng.random(600) * 20 - 10
+    signed[::17], signed[1::50], signed[2::50] = np.nan, -0.0, 0.0
+    for dtype in DTYPES[:2]:
+        yield from each(f"scores of both signs and NaN {dtype}", crowded.astype(dtype), signed.astype(dtype), (0.45,))
     # Large enough that the faster kernels change their plan.
     for dtype in DTYPES[:2]:
         for tag, boxes in (("large crowd", crowd(rng, 3000, 40)), ("large sparse", random_boxes(rng, 6000, span=5000))):
@@ -394,6 +464,47 @@ def _postprocess(rng: np.random.Generator) -> Iterator[Case]:
     yield case("non-contiguous", trained.transpose(1, 0, 2).copy().transpose(1, 0, 2), strided(deltas), a)
 
 
+def _forms(rng: np.random.Generator) -> Iterator[Case]:
+    """Every operator that takes arrays, with each of them in every form."""
+    boxes, anchors, gt = random_boxes(rng, 40), random_boxes(rng, 40), random_boxes(rng, 5)
+    scores, loss, positive = rng.random(40), rng.random((3, 40)), rng.random((3, 40)) < 0.1
+    groups, labels, classes = rng.integers(0, 3, 40), rng.integers(1, 4, 5), positive * rng.integers(1, 5, (3, 40))
+    logits, deltas = rng.normal(size=(3, 40, 5)), rng.normal(size=(3, 40, 4))
+    calls: list[tuple[Callable[..., Any], tuple[NDArray[Any], ...]]] = [
+        (ops.box_area, (boxes,)),
+        (lambda b: ops.box_convert(b, "xyxy", "cxcywh"), (boxes,)),
+        (lambda b: ops.clip_boxes_to_image(b, (50, 60)), (boxes,)),
+        (lambda b: ops.remove_small_boxes(b, 9.0), (boxes,)),
+        (ops.box_iou, (boxes, anchors)),
+        (ops.generalized_box_iou, (boxes, anchors)),
+        (ops.distance_box_iou, (boxes, anchors)),
+        (ops.complete_box_iou, (boxes, anchors)),
+        (ops.paired_box_iou, (boxes, anchors)),
+        (ops.match_anchors, (anchors, gt)),
+        (ops.assign_targets, (anchors, gt, labels)),
+        (ops.mine_hard_negatives, (loss, positive)),
+        (ops.multibox_cross_entropy, (logits, classes)),
+        (ops.encode_boxes, (boxes, anchors)),
+        (ops.decode_boxes, (deltas, anchors)),
+        (lambda b, s: ops.nms(b, s, 0.3), (boxes, scores)),
+        (lambda b, s, g: ops.batched_nms(b, s, g, 0.3), (boxes, scores, groups)),
+        (ops.soft_nms, (boxes, scores)),
+        (ops.postprocess_detections, (logits, deltas, anchors)),
+    ]
+    names = [
+        *("box_area", "box_convert", "clip_boxes_to_image", "remove_small_boxes", "box_iou", "generalized_box_iou"),
+        *("distance_box_iou", "complete_box_iou", "paired_box_iou", "match_anchors", "assign_targets"),
+        *("mine_hard_negatives", "multibox_cross_entropy", "encode_boxes", "decode_boxes", "nms", "batched_nms"),
+        *("soft_nms", "postprocess_detections"),
+    ]
+    for operator, (call, arrays) in zip(names, calls, strict=True):
+        for dtype in DTYPES[:2]:
+            plain = [array.astype(dtype) if array.dtype.kind == "f" else array for array in arrays]
+            for form, make in FORMS.items():
+                given = [make(array) for array in plain]
+                yield Case(operator, f"{form} {dtype}", lambda f=call, given=given: f(*given))
+
+
 def difference(operator: str, ref: Any, comp: Any) -> str | None:
     """How `comp` differs from `ref` beyond what the contract allows; None where it does not."""
     refs, comps = (value if isinstance(value, tuple) else (value,) for value in (ref, comp))
@@ -408,8 +519,12 @@ def difference(operator: str, ref: Any, comp: Any) -> str | None:
             same = near.all() and np.array_equal(r[~finite], c[~finite], equal_nan=True)
         else:
             same = np.array_equal(r, c, equal_nan=r.dtype.kind == "f")
-        if not same:
-            wrong = np.argwhere(~((r == c) | ((r != r) & (c != c))))
+        # -0 is not 0; the sign of a NaN says nothing. Where a ULP may differ, the sign counts of what is 0 in both.
+        zero = (
+            (r == 0) & (c == 0) & (np.signbit(r) != np.signbit(c)) if r.dtype.kind == "f" else np.zeros(r.shape, bool)
+        )
+        if not same or zero.any():
+            wrong = np.argwhere(~((r == c) | ((r != r) & (c != c))) | zero)
             at = tuple(wrong[0]) if r.ndim else ()
             count = f"{len(wrong)} of {r.size} differ"
             return f"output {place}: {count}, first at {[int(i) for i in at]}: {r[at]!r} became {c[at]!r}"

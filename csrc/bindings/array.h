@@ -5,10 +5,13 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "bindings/operand.h"
 
@@ -18,7 +21,7 @@ constexpr int64_t kAny = -1;
 
 template <typename T>
 bool is_type(int number) {
-    using Api = py::detail::npy_api;
+    using Api = NumpyApi;
     if constexpr (std::is_same_v<T, float>) return number == Api::NPY_FLOAT_;
     if constexpr (std::is_same_v<T, double>) return number == Api::NPY_DOUBLE_;
     if constexpr (std::is_same_v<T, bool>) return number == Api::NPY_BOOL_;
@@ -30,19 +33,23 @@ bool is_type(int number) {
 class Array {
   public:
     Array(const char* name, py::handle object, std::initializer_list<int64_t> shape, int flags) : name_(name) {
-        static const py::detail::npy_api& api = py::detail::npy_api::get();
-        if (!api.PyArray_Check_(object.ptr())) throw py::type_error(std::string(name) + ": expected a NumPy array");
+        if (!numpy->PyArray_Check_(object.ptr())) throw py::type_error(std::string(name) + ": expected a NumPy array");
         array_ = py::detail::array_proxy(object.ptr());
-        if ((array_->flags & flags) != flags || py::detail::array_descriptor_proxy(array_->descr)->byteorder == '>') {
-            throw py::value_error(std::string(name) + ": expected a C-contiguous array in native byte order" +
-                                  (flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_ ? ", writeable" : ""));
-        }
+        const auto expect = [&](bool met, const char* what) {
+            if (!met) throw py::value_error(std::string(name) + ": expected " + what);
+        };
+        const int missing = flags & ~array_->flags;
+        expect(!(missing & NumpyApi::NPY_ARRAY_C_CONTIGUOUS_), "a C-contiguous array");
+        expect(!(missing & NumpyApi::NPY_ARRAY_ALIGNED_), "an array whose numbers are aligned in memory");
+        expect(!(missing & NumpyApi::NPY_ARRAY_WRITEABLE_), "a writeable array");
+        expect(py::detail::array_descriptor_proxy(array_->descr)->byteorder != kForeignByteOrder,
+               "an array in native byte order");
         bool fits = array_->nd == static_cast<int>(shape.size());
         for (int axis = 0; fits && axis < array_->nd; ++axis) {
             const int64_t wanted = shape.begin()[axis];
             fits = wanted == kAny || wanted == size(axis);
         }
-        if (!fits) throw py::value_error(std::string(name) + ": its shape does not fit the other arguments");
+        expect(fits, "a shape that fits the other arguments");
     }
 
     int64_t size(int axis) const { return array_->dimensions[axis]; }
@@ -63,13 +70,13 @@ class Array {
     const py::detail::PyArray_Proxy* array_;
 };
 
-constexpr int kReadable = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+constexpr int kReadable = NumpyApi::NPY_ARRAY_C_CONTIGUOUS_ | NumpyApi::NPY_ARRAY_ALIGNED_;
 
 inline Array input(const char* name, py::handle object, std::initializer_list<int64_t> shape) {
     return Array(name, object, shape, kReadable);
 }
 inline Array output(const char* name, py::handle object, std::initializer_list<int64_t> shape) {
-    return Array(name, object, shape, kReadable | py::detail::npy_api::NPY_ARRAY_WRITEABLE_);
+    return Array(name, object, shape, kReadable | NumpyApi::NPY_ARRAY_WRITEABLE_);
 }
 
 // fn(T()) with the dtype of `array`, which must be a float dtype.
@@ -84,15 +91,27 @@ auto with_float(const Operand& operand, const Fn& fn) {
     return operand.type() == Operand::Type::float32 ? fn(float()) : fn(double());
 }
 
+// a * b of lengths, or kTooMany, which no array is as long as.
+constexpr int64_t kTooMany = -2;
+inline int64_t product(int64_t a, int64_t b) {
+    if (a == 0 || b == 0) return 0;
+    return a > 0 && b > 0 && a <= std::numeric_limits<int64_t>::max() / b ? a * b : kTooMany;
+}
+
 inline int64_t check_count(const char* name, int64_t count) {
     if (count > UINT32_MAX) throw py::value_error(std::string(name) + ": at most 4294967295 are supported");
     return count;
 }
 
-inline void check_offsets(const int64_t* offsets, int64_t images, int64_t total) {
-    bool rising = images >= 0 && offsets[0] == 0 && offsets[images] == total;
-    for (int64_t b = 0; b < images; ++b) rising = rising && offsets[b] <= offsets[b + 1];
-    if (!rising) throw py::value_error("offsets: expected to rise from 0 to the number of ground truths");
+// A copy of the offsets [B + 1], which index memory: nobody else can change it while a kernel runs.
+inline std::vector<int64_t> checked_offsets(const Array& array, int64_t total) {
+    const int64_t* const given = array.as<int64_t>();
+    std::vector<int64_t> offsets(given, given + array.size(0));
+    if (offsets.empty() || offsets.front() != 0 || offsets.back() != total ||
+        !std::is_sorted(offsets.begin(), offsets.end())) {
+        throw py::value_error("offsets: expected to rise from 0 to the number of ground truths");
+    }
+    return offsets;
 }
 
 }  // namespace fastssd

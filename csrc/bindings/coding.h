@@ -1,8 +1,5 @@
 #pragma once
 
-#include <functional>
-#include <numeric>
-
 #include "bindings/array.h"
 #include "bindings/launch.h"
 #include "plan_cache.h"
@@ -57,7 +54,7 @@ py::object direct_code(py::handle boxes_, py::handle anchors_, py::handle varian
         const T *const from = boxes.data<T>(), *const anchor_boxes = anchors.data<T>();
         const int axes = boxes.axes();
         const int64_t num_anchors = anchors.size(0);
-        const int64_t rows = std::accumulate(boxes.shape(), boxes.shape() + axes - 1, int64_t(1), std::multiplies<>());
+        const int64_t rows = boxes.rows(1);
         if (check && (look_at(from, rows) != Boxes::solid || look_at(anchor_boxes, num_anchors) != Boxes::solid)) {
             return py::none();
         }

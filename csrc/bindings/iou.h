@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <functional>
-#include <numeric>
 
 #include "bindings/array.h"
 #include "bindings/launch.h"
@@ -78,7 +76,7 @@ py::object direct_pairwise(py::handle boxes1_, py::handle boxes2_, py::handle ou
     Py_intptr_t shape[Operand::kMaxAxes];
     std::copy(boxes1.shape(), boxes1.shape() + axes, shape);
     shape[axes - 1] = m;
-    const int64_t batch = std::accumulate(shape, shape + axes - 2, int64_t(1), std::multiplies<>());
+    const int64_t batch = boxes1.rows(2);
     return with_float(boxes1, [&](auto zero) -> py::object {
         using T = decltype(zero);
         const T *const from1 = boxes1.data<T>(), *const from2 = boxes2.data<T>();
@@ -124,7 +122,7 @@ inline py::object direct_paired_box_iou(py::handle boxes1_, py::handle boxes2_) 
     return with_float(boxes1, [&](auto zero) {
         using T = decltype(zero);
         py::object out = Operand::fresh<T>(axes - 1, boxes1.shape());
-        const int64_t n = std::accumulate(boxes1.shape(), boxes1.shape() + axes - 1, int64_t(1), std::multiplies<>());
+        const int64_t n = boxes1.rows(1);
         launch_paired(boxes1.data<T>(), boxes2.data<T>(), n, Operand::memory<T>(out));
         return boxes1.like(std::move(out));
     });

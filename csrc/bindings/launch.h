@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <atomic>
 #include <cstdint>
 #include <new>
 #include <stdexcept>
@@ -19,7 +20,7 @@ inline const KernelTable* kernels = nullptr;  // chosen at import
 // Below this much work, giving the GIL away and taking it back costs more than it gives the other threads.
 constexpr double kKeepGilNs = 10e3;
 
-inline PyObject* thread_count = nullptr;  // a callable: how many threads to use now
+inline std::atomic<PyObject*> thread_count{nullptr};  // a callable: how many threads to use now; kept for good
 
 // This thread's state while it works without the GIL. Not PyGILState_Ensure, which must not be called when Python ends.
 inline thread_local PyThreadState* detached = nullptr;
@@ -34,7 +35,10 @@ inline bool interrupted() {
     return stop;
 }
 
-inline int num_threads() { return thread_count == nullptr ? 1 : py::cast<int>(py::handle(thread_count)()); }
+inline int num_threads() {
+    PyObject* const ask = thread_count;
+    return ask == nullptr ? 1 : py::cast<int>(py::handle(ask)());
+}
 
 // Runs fn(begin, end) over [0, n), without the GIL and on several threads where the work is worth it. Raises what a
 // signal handler raised meanwhile.

@@ -6,6 +6,10 @@
 #include <memory>
 #include <vector>
 
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
 #include "bindings/array.h"
 #include "bindings/launch.h"
 #include "plan_cache.h"
@@ -13,21 +17,50 @@
 namespace fastssd {
 
 template <typename T>
-inline PlanCache<T> plans;  // guarded by the GIL
+inline PlanCache<T> plans;
+
+template <typename T>
+typename PlanCache<T>::Entry known_plan(uint64_t mark, const T* anchors, int64_t num_anchors) {
+    typename PlanCache<T>::Entry plan;
+    const auto alike = plans<T>.alike(mark);
+    if (alike.empty()) return plan;
+    launch(static_cast<double>(num_anchors), [&] {
+        for (const auto& each : alike) {
+            if (plan == nullptr && each->is_of(anchors, num_anchors)) plan = each;
+        }
+    });
+    return plan;
+}
 
 template <typename T>
 typename PlanCache<T>::Entry plan_of(const T* anchors, int64_t num_anchors) {
-    typename PlanCache<T>::Entry plan;
-    launch(static_cast<double>(num_anchors), [&, known = plans<T>] { plan = known.find(anchors, num_anchors); });
-    if (plan == nullptr) {
-        const auto made =
-            std::make_shared<AnchorPlan<T>>(anchors, num_anchors, kernels->of(T()).anchor_plan_size(num_anchors));
-        launch(200.0 * static_cast<double>(num_anchors),
-               [&] { kernels->of(T()).plan_anchors(anchors, num_anchors, made->data()); });
-        plan = made;
-    }
-    plans<T>.use(plan);
-    return plan;
+    const uint64_t mark = mark_of(anchors, num_anchors);
+    if (const auto known = known_plan(mark, anchors, num_anchors)) return known;
+    const int64_t plan_bytes = kernels->of(T()).anchor_plan_size(num_anchors);
+    const auto made = std::make_shared<AnchorPlan<T>>(mark, anchors, num_anchors, plan_bytes);
+    launch(200.0 * static_cast<double>(num_anchors),
+           [&] { kernels->of(T()).plan_anchors(made->anchors(), num_anchors, made->data()); });
+    if (const auto known = known_plan(mark, made->anchors(), num_anchors)) return known;  // by another thread meanwhile
+    plans<T>.add(made);
+    return made;
+}
+
+inline void keep_plans_usable_in_children() {
+#ifndef _WIN32
+    pthread_atfork(
+        [] {
+            plans<float>.lock();
+            plans<double>.lock();
+        },
+        [] {
+            plans<double>.unlock();
+            plans<float>.unlock();
+        },
+        [] {
+            plans<double>.unlock();
+            plans<float>.unlock();
+        });
+#endif
 }
 
 template <typename T>
@@ -51,17 +84,16 @@ void launch_assign(const AssignTask<T>& task, int64_t images) {
 inline void match_anchors(py::handle anchors_, py::handle gt_boxes_, py::handle offsets_, double iou_threshold,
                           double background_threshold, int force_match, py::handle gt_idx_, py::handle iou_) {
     const Array anchors = input("anchors", anchors_, {kAny, 4}), gt_boxes = input("gt_boxes", gt_boxes_, {kAny, 4});
-    const Array offsets_array = input("offsets", offsets_, {kAny});
-    const int64_t images = offsets_array.size(0) - 1, num_anchors = check_count("anchors", anchors.size(0));
+    const std::vector<int64_t> offsets = checked_offsets(input("offsets", offsets_, {kAny}), gt_boxes.size(0));
+    const int64_t images = static_cast<int64_t>(offsets.size()) - 1,
+                  num_anchors = check_count("anchors", anchors.size(0));
     const Array gt_idx = output("gt_idx", gt_idx_, {images, num_anchors}),
                 iou = output("iou", iou_, {images, num_anchors});
-    const int64_t* const offsets = offsets_array.as<int64_t>();
-    check_offsets(offsets, images, gt_boxes.size(0));
     with_float(anchors, [&](auto zero) {
         using T = decltype(zero);
         const T* const boxes = gt_boxes.as<T>();
         const auto plan = plan_of(anchors.as<T>(), num_anchors);
-        launch_match<T>({plan->data(), num_anchors, boxes, offsets, iou_threshold, background_threshold,
+        launch_match<T>({plan->data(), num_anchors, boxes, offsets.data(), iou_threshold, background_threshold,
                          ForceMatch{force_match}, gt_idx.as<int64_t>(), iou.as<T>()},
                         images);
     });
@@ -72,18 +104,17 @@ inline void assign_targets(py::handle anchors_, py::handle gt_boxes_, py::handle
                            double size_variance, py::handle labels_, py::handle deltas_, py::handle gt_idx_) {
     const Array anchors = input("anchors", anchors_, {kAny, 4}), gt_boxes = input("gt_boxes", gt_boxes_, {kAny, 4});
     const Array gt_labels = input("gt_labels", gt_labels_, {gt_boxes.size(0)});
-    const Array offsets_array = input("offsets", offsets_, {kAny});
-    const int64_t images = offsets_array.size(0) - 1, num_anchors = check_count("anchors", anchors.size(0));
+    const std::vector<int64_t> offsets = checked_offsets(input("offsets", offsets_, {kAny}), gt_boxes.size(0));
+    const int64_t images = static_cast<int64_t>(offsets.size()) - 1,
+                  num_anchors = check_count("anchors", anchors.size(0));
     const Array labels = output("labels", labels_, {images, num_anchors}),
                 deltas = output("deltas", deltas_, {images, num_anchors, 4}),
                 gt_idx = output("gt_idx", gt_idx_, {images, num_anchors});
-    const int64_t* const offsets = offsets_array.as<int64_t>();
-    check_offsets(offsets, images, gt_boxes.size(0));
     with_float(anchors, [&](auto zero) {
         using T = decltype(zero);
         const T *const boxes = gt_boxes.as<T>(), *const anchor_boxes = anchors.as<T>();
         const auto plan = plan_of(anchor_boxes, num_anchors);
-        launch_assign<T>({{plan->data(), num_anchors, boxes, offsets, iou_threshold, background_threshold,
+        launch_assign<T>({{plan->data(), num_anchors, boxes, offsets.data(), iou_threshold, background_threshold,
                            ForceMatch{force_match}, gt_idx.as<int64_t>(), nullptr},
                           anchor_boxes,
                           gt_labels.as<int64_t>(),
@@ -111,20 +142,20 @@ class Ragged {
                    (columns == 0 || array.size(-1) == columns);
         };
         if (PyList_CheckExact(given.ptr()) || PyTuple_CheckExact(given.ptr())) {
-            const Py_ssize_t images = PySequence_Fast_GET_SIZE(given.ptr());
-            for (Py_ssize_t i = 0; good && i < images; ++i) {
-                const py::object item = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(given.ptr(), i));
-                const Operand array(item);
+            // A tuple, because looking at a tensor lets other threads run, which may take arrays out of the list.
+            const auto arrays = py::reinterpret_steal<py::tuple>(PySequence_Tuple(given.ptr()));
+            good = arrays && !arrays.empty();
+            for (std::size_t i = 0; good && i < arrays.size(); ++i) {
+                const Operand array(PyTuple_GET_ITEM(arrays.ptr(), static_cast<Py_ssize_t>(i)));
                 good = fits(array, 0);
                 if (good) append(array.size(0), array.data<T>(), columns);
             }
-            good = good && images > 0;
             data_ = joined_.data();
             return;
         }
         const Operand array(given);
         one = fits(array, 0);
-        good = one || fits(array, 1);
+        good = one || (fits(array, 1) && array.size(0) <= kMostImages);
         if (!good) return;
         for (int64_t i = 0; i < (one ? 1 : array.size(0)); ++i) offsets_.push_back(offsets_.back() + array.size(!one));
         data_ = array.data<T>();
@@ -142,6 +173,8 @@ class Ragged {
     }
 
   private:
+    static constexpr int64_t kMostImages = 1 << 20;  // with no boxes in any, they need no memory: [2^40, 0, 4]
+
     void append(int64_t rows, const T* data, int64_t columns) {
         offsets_.push_back(offsets_.back() + rows);
         joined_.insert(joined_.end(), data, data + rows * std::max<int64_t>(columns, 1));
@@ -188,7 +221,7 @@ py::object with_truths(const Operand& anchors, py::handle gt_boxes, bool with_ex
             return py::none();
         }
         const auto plan = plan_of(anchors.data<T>(), anchors.size(0));
-        if (plan->anchors() < (with_extent ? Boxes::solid : Boxes::finite)) return py::none();
+        if (plan->looks() < (with_extent ? Boxes::solid : Boxes::finite)) return py::none();
         return run(zero, boxes, *plan);
     });
 }

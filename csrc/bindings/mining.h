@@ -11,6 +11,7 @@ inline void mine_hard_negatives(py::handle loss_, py::handle positive_, double n
     const int64_t images = loss.size(0), num_anchors = loss.size(1);
     const bool* const positive = input("positive", positive_, {images, num_anchors}).as<bool>();
     bool* const out = output("out", out_, {images, num_anchors}).as<bool>();
+    if (num_anchors == 0) return;  // such images need no memory: there may be any number of them
     with_float(loss, [&](auto zero) {
         using T = decltype(zero);
         const T* const losses = loss.as<T>();

@@ -26,6 +26,7 @@ inline void multibox_cross_entropy_gradient(py::handle logits_, py::handle label
                                             py::handle out_) {
     const Array logits = input("logits", logits_, {kAny, kAny, kAny});
     const int64_t images = logits.size(0), num_anchors = logits.size(1), num_classes = logits.size(2);
+    if (num_classes < 1) throw py::value_error("logits: expected a column for the background");
     const int64_t* const labels = input("labels", labels_, {images, num_anchors}).as<int64_t>();
     const bool* const selected = input("selected", selected_, {images, num_anchors}).as<bool>();
     const Array out = output("out", out_, {images, num_anchors, num_classes});

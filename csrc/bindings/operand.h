@@ -7,9 +7,13 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <limits>
+#include <memory>
+#include <numeric>
 
 #include "bindings/dlpack.h"
 #include "dispatch.h"
@@ -18,22 +22,45 @@ namespace fastssd {
 
 namespace py = pybind11;
 
+using NumpyApi = py::detail::npy_api;
+
+// Set when the module loads. No function here has a static object that is made at its first call by asking Python:
+// Python may let another thread run meanwhile, which then waits for the static with the GIL in its hands, for ever.
+inline const NumpyApi* numpy = nullptr;
+
+constexpr char kForeignByteOrder =
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    '<';
+#else
+    '>';
+#endif
+
 // Names and objects of torch. It is never imported here: who holds a tensor has done so.
 struct Torch {
     PyObject *tensor, *float32, *float64, *int64, *from_numpy;
     PyObject *dtype, *shape, *is_cpu, *requires_grad, *is_contiguous, *is_neg, *data_ptr;
     int (*view)(void* tensor, dlpack::DLTensor* out);  // null before torch 2.10
 
-    static const Torch& get() {
-        static const Torch torch;
-        return torch;
+    // Null where torch is not imported. Threads that come first together all look, and what one of them found stays.
+    static const Torch* find() {
+        static std::atomic<const Torch*> found{nullptr};
+        const Torch* known = found.load(std::memory_order_acquire);
+        if (known != nullptr) return known;
+        try {
+            auto fresh = std::make_unique<const Torch>();
+            if (found.compare_exchange_strong(known, fresh.get())) known = fresh.release();
+        } catch (const py::error_already_set&) {
+        }
+        return known;
     }
 
-  private:
     // References that are kept for good: Python may be gone before a static object is.
     Torch() {
         const auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("torch").ptr()));
-        if (!module) throw py::type_error("torch is not imported");
+        if (!module) {
+            if (PyErr_Occurred() == nullptr) PyErr_SetString(PyExc_ImportError, "torch is not imported");
+            throw py::error_already_set();
+        }
         const auto object = [&](const char* name) { return module.attr(name).cast<py::object>().release().ptr(); };
         const auto word = [](const char* name) { return py::str(name).release().ptr(); };
         tensor = object("Tensor"), from_numpy = object("from_numpy");
@@ -53,11 +80,13 @@ class Operand {
     // writeable where that is asked for, and of which no gradient is wanted.
     explicit Operand(py::handle object, bool writeable = false) {
         PyTypeObject* const kind = Py_TYPE(object.ptr());
-        if (kind == Api::get().PyArray_Type_) {
+        if (kind == numpy->PyArray_Type_) {
             read_array(object.ptr(), writeable);
-        } else if (std::strcmp(kind->tp_name, "Tensor") == 0 && is_tensor(kind)) {
+        } else if (std::strcmp(kind->tp_name, "Tensor") == 0) {
+            const Torch* const torch = Torch::find();
+            if (torch == nullptr || reinterpret_cast<PyObject*>(kind) != torch->tensor) return;  // of somebody else
             tensor_ = true;
-            if (!read_tensor(object.ptr())) {
+            if (!read_tensor(object.ptr(), *torch)) {
                 PyErr_Clear();
                 type_ = Type::other;
             }
@@ -70,6 +99,12 @@ class Operand {
     int axes() const { return axes_; }
     const Py_intptr_t* shape() const { return shape_; }
     int64_t size(int axis) const { return shape_[axis < 0 ? axes_ + axis : axis]; }  // -1 is the last
+
+    // The product of the lengths but for the last `but`; 0 where one length is, because the others may then be any.
+    int64_t rows(int but) const {
+        if (is_empty()) return 0;
+        return std::accumulate(shape_, shape_ + axes_ - but, int64_t(1), std::multiplies<>());
+    }
 
     // Whether `other` is the same kind of array and has, but for the last `but` axes, the same shape.
     bool goes_with(const Operand& other, int but) const {
@@ -85,11 +120,15 @@ class Operand {
     // An uninitialised array, and an array as what this operand is.
     template <typename T>
     static py::object fresh(int axes, const Py_intptr_t* shape) {
-        const Api& api = Api::get();
-        PyObject* const dtype = api.PyArray_DescrFromType_(py::detail::npy_format_descriptor<T>::value);
+        PyObject* const dtype = numpy->PyArray_DescrFromType_(py::detail::npy_format_descriptor<T>::value);
         PyObject* const array =
-            api.PyArray_NewFromDescr_(api.PyArray_Type_, dtype, axes, shape, nullptr, nullptr, 0, nullptr);
-        if (array == nullptr) throw py::error_already_set();
+            numpy->PyArray_NewFromDescr_(numpy->PyArray_Type_, dtype, axes, shape, nullptr, nullptr, 0, nullptr);
+        if (array == nullptr) {
+            if (PyErr_ExceptionMatches(PyExc_ValueError)) {  // more bytes than an address can say
+                PyErr_SetString(PyExc_MemoryError, "the output is too large");
+            }
+            throw py::error_already_set();
+        }
         return py::reinterpret_steal<py::object>(array);
     }
     template <typename T>
@@ -98,22 +137,22 @@ class Operand {
     }
     py::object like(py::object array) const {
         if (!tensor_) return array;
-        PyObject* const tensor = PyObject_CallOneArg(Torch::get().from_numpy, array.ptr());
+        PyObject* const tensor = PyObject_CallOneArg(Torch::find()->from_numpy, array.ptr());
         if (tensor == nullptr) throw py::error_already_set();
         return py::reinterpret_steal<py::object>(tensor);
     }
 
   private:
-    using Api = py::detail::npy_api;
+    using Api = NumpyApi;
 
-    static bool is_tensor(PyTypeObject* kind) { return reinterpret_cast<PyObject*>(kind) == Torch::get().tensor; }
+    bool is_empty() const { return std::find(shape_, shape_ + axes_, 0) != shape_ + axes_; }
 
     void read_array(PyObject* object, bool writeable) {
         const auto* const array = py::detail::array_proxy(object);
         const auto* const dtype = py::detail::array_descriptor_proxy(array->descr);
         const int flags =
             Api::NPY_ARRAY_C_CONTIGUOUS_ | Api::NPY_ARRAY_ALIGNED_ | (writeable ? int{Api::NPY_ARRAY_WRITEABLE_} : 0);
-        if ((array->flags & flags) != flags || dtype->byteorder == '>' || array->nd > kMaxAxes) return;
+        if ((array->flags & flags) != flags || dtype->byteorder == kForeignByteOrder || array->nd > kMaxAxes) return;
         switch (dtype->type_num) {
             case Api::NPY_FLOAT_:
                 type_ = Type::float32;
@@ -136,12 +175,11 @@ class Operand {
     }
 
     // False also where a question raises.
-    bool read_tensor(PyObject* tensor) {
-        const Torch& torch = Torch::get();
+    bool read_tensor(PyObject* tensor, const Torch& torch) {
         if (!answers(tensor, torch.requires_grad, Py_False) || !says(tensor, torch.is_neg, Py_False)) return false;
-        if (!(torch.view != nullptr ? view_tensor(tensor) : ask_tensor(tensor))) return false;
+        if (!(torch.view != nullptr ? view_tensor(tensor, torch) : ask_tensor(tensor, torch))) return false;
         // Zeros that torch's derivatives make have no memory, and do not say so.
-        return data_ != nullptr || std::find(shape_, shape_ + axes_, 0) != shape_ + axes_;
+        return data_ != nullptr || is_empty();
     }
 
     static bool answers(PyObject* tensor, PyObject* attribute, const PyObject* expected) {
@@ -151,9 +189,9 @@ class Operand {
         return py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, method)).ptr() == expected;
     }
 
-    bool view_tensor(PyObject* tensor) {
+    bool view_tensor(PyObject* tensor, const Torch& torch) {
         dlpack::DLTensor view;
-        if (Torch::get().view(tensor, &view) != 0) return false;  // no memory: sparse, fake, mapped
+        if (torch.view(tensor, &view) != 0) return false;  // no memory: sparse, fake, mapped
         if (view.device.type != dlpack::kCpu || view.dtype.lanes != 1 || view.ndim > kMaxAxes) return false;
         if (view.dtype.code == dlpack::kFloat && view.dtype.bits == 32) {
             type_ = Type::float32;
@@ -171,17 +209,17 @@ class Operand {
     }
 
     bool is_contiguous(const int64_t* strides) const {
+        if (is_empty()) return true;
         int64_t expected = 1;
         bool fits = true;
         for (int axis = axes_; --axis >= 0; expected *= shape_[axis]) {
             fits &= shape_[axis] == 1 || strides[axis] == expected;
         }
-        return fits || expected == 0;
+        return fits;
     }
 
     // By attributes, about 50 ns each, where tensor.numpy() takes a microsecond.
-    bool ask_tensor(PyObject* tensor) {
-        const Torch& torch = Torch::get();
+    bool ask_tensor(PyObject* tensor, const Torch& torch) {
         const auto get = [&](PyObject* name) {
             return py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, name));
         };
@@ -219,10 +257,15 @@ class Operand {
 };
 
 // Memory for several outputs side by side. Allocators give back several blocks of a few MB in each call, and keep one:
-// the page faults of three fresh outputs for 32 images of SSD300 take 3.8 ms, the kernel 0.6 ms.
+// the page faults of three fresh outputs for 32 images of SSD300 take 3.8 ms, the kernel 0.6 ms. Above kMostBytes (60
+// such images) each output has its own memory: large blocks are fresh in every call, side by side or not, and who keeps
+// one small output would keep them all.
 class SharedBlock {
   public:
+    static constexpr int64_t kMostBytes = int64_t(1) << 24;
+
     explicit SharedBlock(int64_t bytes) {
+        if (bytes > kMostBytes) return;
         const Py_intptr_t size = bytes;
         block_ = Operand::fresh<uint8_t>(1, &size);
         next_ = Operand::memory<char>(block_);
@@ -231,13 +274,13 @@ class SharedBlock {
     // An uninitialised array; of wider types first, so that each is aligned.
     template <typename T>
     py::object take(int axes, const Py_intptr_t* shape) {
-        const py::detail::npy_api& api = py::detail::npy_api::get();
-        PyObject* const dtype = api.PyArray_DescrFromType_(py::detail::npy_format_descriptor<T>::value);
-        constexpr int kFlags = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_ |
-                               py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+        if (!block_) return Operand::fresh<T>(axes, shape);
+        PyObject* const dtype = numpy->PyArray_DescrFromType_(py::detail::npy_format_descriptor<T>::value);
+        constexpr int kFlags =
+            NumpyApi::NPY_ARRAY_C_CONTIGUOUS_ | NumpyApi::NPY_ARRAY_ALIGNED_ | NumpyApi::NPY_ARRAY_WRITEABLE_;
         const auto array = py::reinterpret_steal<py::object>(
-            api.PyArray_NewFromDescr_(api.PyArray_Type_, dtype, axes, shape, nullptr, next_, kFlags, nullptr));
-        if (!array || api.PyArray_SetBaseObject_(array.ptr(), block_.inc_ref().ptr()) < 0)
+            numpy->PyArray_NewFromDescr_(numpy->PyArray_Type_, dtype, axes, shape, nullptr, next_, kFlags, nullptr));
+        if (!array || numpy->PyArray_SetBaseObject_(array.ptr(), block_.inc_ref().ptr()) < 0)
             throw py::error_already_set();
         int64_t bytes = sizeof(T);
         for (int axis = 0; axis < axes; ++axis) bytes *= shape[axis];
@@ -247,7 +290,7 @@ class SharedBlock {
 
   private:
     py::object block_;
-    char* next_;
+    char* next_ = nullptr;
 };
 
 // The coder's (center, size), if they are two plain floats that it can use.

@@ -291,6 +291,7 @@ class Matcher {
     void meet_group(int64_t group, Suitor* suitors, const uint32_t* callers, int64_t num_callers, Row& row) {
         const int64_t first = group * kBlock, num_blocks = smaller(kBlock, anchors_.num_blocks - first);
         const AnchorBlock<T>* const blocks = anchors_.blocks + first;
+        const uint64_t existing = (uint64_t(2) << (num_blocks - 1)) - 1;
         const T floor = floor_;
         T* FASTSSD_RESTRICT const best = best_.data() + (keep_best_ ? first * kBlock : 0);
         Index* FASTSSD_RESTRICT const best_gt = best_gt_.data() + (keep_best_ ? first * kBlock : 0);
@@ -301,7 +302,8 @@ class Matcher {
             const Box<T> box = suitor.box;
             T most[kBlock], iou[kBlock];
             anchors_.of_blocks[group].most(box, most);
-            for (uint64_t left = at_least(most, suitor.bar) | above(most, floor); left != 0; left &= left - 1) {
+            for (uint64_t left = (at_least(most, suitor.bar) | above(most, floor)) & existing; left != 0;
+                 left &= left - 1) {
                 const int64_t b = lowest_bit(left);
                 blocks[b].iou_or_nan(box, zero_, iou);
                 keep_larger(iou, static_cast<Index>(callers[caller]), best + b * kBlock, best_gt + b * kBlock);

@@ -16,6 +16,13 @@
 
 namespace fastssd::FASTSSD_ISA {
 
+// How many negatives are to be mined, if there are so many: max(ceil(ratio * positives), least), never above n. Without
+// positives the ratio asks for none, be it infinite.
+inline int64_t wanted_negatives(double ratio, int64_t positives, int64_t least, int64_t n) {
+    const double asked = positives > 0 ? smaller(ratio * static_cast<double>(positives), static_cast<double>(n)) : 0;
+    return smaller(larger(static_cast<int64_t>(std::ceil(asked)), least), n);
+}
+
 template <typename T>
 class Miner {
   public:
@@ -26,8 +33,7 @@ class Miner {
         loss_ = loss;
         positive_ = reinterpret_cast<const uint8_t*>(positive);
         std::memset(mined, 0, static_cast<std::size_t>(n_));
-        const double asked = smaller(neg_pos_ratio * static_cast<double>(count_positives()), static_cast<double>(n_));
-        const int64_t wanted = smaller(larger(static_cast<int64_t>(std::ceil(asked)), min_negatives), n_);
+        const int64_t wanted = wanted_negatives(neg_pos_ratio, count_positives(), min_negatives, n_);
         if (wanted == 0) return;
 
         const int64_t found = collect(wanted);
@@ -56,7 +62,7 @@ class Miner {
         std::memcpy(&key, &value, sizeof(T));
         key ^= -static_cast<Key>(key < 0) & kMagnitude;
         key = loss == loss ? key : kMagnitude - 1;
-        const Key barred = -static_cast<Key>(static_cast<Key>(positive) | static_cast<Key>(loss == -kInf<T>));
+        const Key barred = -static_cast<Key>(static_cast<Key>(positive != 0) | static_cast<Key>(loss == -kInf<T>));
         return (key & ~barred) | (kLowest & barred);
     }
 
@@ -67,11 +73,12 @@ class Miner {
         while (n_ - a >= kBytes) {
             uint8_t counts[kBytes] = {};
             for (int64_t end = smaller(a + kBytes * kMost, n_); a + kBytes <= end; a += kBytes) {
-                for (int64_t i = 0; i < kBytes; ++i) counts[i] = static_cast<uint8_t>(counts[i] + positive_[a + i]);
+                for (int64_t i = 0; i < kBytes; ++i)
+                    counts[i] = static_cast<uint8_t>(counts[i] + (positive_[a + i] != 0));
             }
             for (const uint8_t count : counts) positives += count;
         }
-        for (; a < n_; ++a) positives += positive_[a];
+        for (; a < n_; ++a) positives += positive_[a] != 0;
         return positives;
     }
 
@@ -122,7 +129,7 @@ class Miner {
 
     const int64_t n_;
     const T* loss_ = nullptr;
-    const uint8_t* positive_ = nullptr;  // bool would not vectorise
+    const uint8_t* positive_ = nullptr;  // any byte but 0 is true: a bool that is a view of other bytes holds them
     Buffer<Key> groups_;
     Buffer<uint32_t> group_ids_;
     Buffer<Key> keys_;

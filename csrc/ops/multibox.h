@@ -68,18 +68,21 @@ class Softmax {
         sum_ = sums.sum();
     }
 
-    T loss(int64_t label) const { return std::log(sum_) - shifted_[label]; }
+    T loss(int64_t label) const { return std::log(sum_) - shifted_[column(label)]; }
 
     // `scale` times the gradient of that loss.
     void write_gradient(int64_t label, T scale, T* FASTSSD_RESTRICT out) const {
         const T* FASTSSD_RESTRICT const values = values_.data();
         const T sum = sum_;
         for (int64_t c = 0; c < n_; ++c) out[c] = values[c] / sum * scale;
-        out[label] = (values[label] / sum - 1) * scale;
+        out[column(label)] = (values[column(label)] / sum - 1) * scale;
     }
 
   private:
     static constexpr int64_t kLanes = Lanes<T>::kCount;
+
+    // Another thread may write to the labels after they were checked: whatever stands there, no other memory is used.
+    int64_t column(int64_t label) const { return smaller(larger(label, int64_t(0)), n_ - 1); }
 
     const int64_t n_, width_;
     Buffer<T> shifted_, values_;
@@ -222,12 +225,10 @@ class MultiboxLoss {
 
     // --- what is listed
 
-    // How many negatives are to be mined, if there are so many.
     int64_t count_wanted() const {
         int64_t positives = 0;
         for (int64_t a = 0; a < n_; ++a) positives += static_cast<int64_t>(labels_[a] > 0);
-        const double asked = smaller(task_.neg_pos_ratio * static_cast<double>(positives), static_cast<double>(n_));
-        return smaller(larger(static_cast<int64_t>(std::ceil(asked)), task_.min_negatives), n_);
+        return wanted_negatives(task_.neg_pos_ratio, positives, task_.min_negatives, n_);
     }
 
     // Lists the positives and every negative that may be mined, with their losses. Returns how many they are.
@@ -296,12 +297,13 @@ void multibox_cross_entropy_gradient(const T* logits, const int64_t* labels, con
     const auto clear = [&](int64_t from, int64_t to) {
         for (int64_t i = from * num_classes; i < to * num_classes; ++i) out[i] = zero;
     };
+    const auto* const chosen_or_not = reinterpret_cast<const uint8_t*>(selected);  // any byte but 0 is true
     Softmax<T> softmax(num_classes);
     Pacer pacer;
     for (int64_t row = begin; row < end;) {
         int64_t chosen[kAhead], count = 0, stop = row;
         for (; stop < end && count < kAhead; ++stop) {
-            if (!selected[stop]) continue;
+            if (chosen_or_not[stop] == 0) continue;
             prefetch(logits + stop * num_classes, num_classes);
             chosen[count++] = stop;
         }

@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import threading
 from types import TracebackType
 from typing import Any, Protocol, cast
 
@@ -207,6 +208,9 @@ _INSTALL = {
     "reference": "",
 }
 _active: Backend | None = None
+_lock = threading.RLock()  # of what is active and its shortcuts
+if hasattr(os, "register_at_fork"):  # a child must not begin with a lock that a thread holds that it does not have
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class _Shortcuts:
@@ -229,9 +233,10 @@ shortcuts = _Shortcuts()
 
 def _activate(backend: Backend | None) -> None:
     global _active
-    _active = backend
-    vars(shortcuts).clear()
-    vars(shortcuts).update(getattr(backend, "SHORTCUTS", {}))
+    with _lock:
+        vars(shortcuts).clear()
+        _active = backend
+        vars(shortcuts).update(getattr(backend, "SHORTCUTS", {}))
 
 
 def available_backends() -> tuple[str, ...]:
@@ -256,7 +261,11 @@ def load_backend(name: str) -> Backend:
 def active_backend() -> Backend:
     """The backend in use; the first call chooses it (``FASTSSD_BACKEND``, else the best available)."""
     if _active is None:
-        _activate(load_backend(os.environ.get("FASTSSD_BACKEND") or available_backends()[0]))
+        # Imported before the lock is taken: an import waits for other threads' imports.
+        first = load_backend(os.environ.get("FASTSSD_BACKEND") or available_backends()[0])
+        with _lock:
+            if _active is None:  # another thread may have come first, with a choice of the user's
+                _activate(first)
     return cast(Backend, _active)
 
 

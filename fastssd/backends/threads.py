@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+MOST = 1024  # kMostThreads of csrc/parallel.h
+
 _chosen: int | None = None
 
 
@@ -15,8 +17,9 @@ def choose(threads: int | None) -> None:
         if isinstance(threads, bool) or not hasattr(threads, "__index__"):
             raise TypeError(f"threads: expected an integer or None, got {threads!r}")
         threads = int(threads.__index__())
-        if threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {threads}")
+        if not 1 <= threads <= MOST:
+            got = threads if abs(threads) < 1 << 64 else "one of more than 64 bits"
+            raise ValueError(f"threads: expected an integer from 1 to {MOST}, got {got}")
     _chosen = threads
 
 
@@ -26,10 +29,13 @@ def current() -> int:
         return _chosen
     wanted = os.environ.get("FASTSSD_NUM_THREADS")
     if wanted:
-        if not wanted.isdecimal() or int(wanted) < 1:
-            raise ValueError(f"FASTSSD_NUM_THREADS: expected an integer of at least 1, got {wanted!r}")
-        return int(wanted)
+        digits = wanted.lstrip("0") if wanted.isdecimal() else ""
+        if not 1 <= len(digits) <= len(str(MOST)) or int(digits) > MOST:
+            shown = wanted if len(wanted) < 40 else f"{wanted[:40]}..."
+            raise ValueError(f"FASTSSD_NUM_THREADS: expected an integer from 1 to {MOST}, got {shown!r}")
+        return int(digits)
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "get_num_threads"):
-        return int(torch.get_num_threads())
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(int(torch.get_num_threads()), MOST)
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, MOST)

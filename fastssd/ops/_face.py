@@ -36,7 +36,7 @@ def is_tensor(value: object) -> bool:
 
 def compiling(torch: Any) -> bool:
     """Whether torch.compile traces this call. A torch that cannot say so cannot trace the operators either."""
-    compiler = getattr(torch, "compiler", None)
+    compiler: Any = getattr(torch, "compiler", None)
     return hasattr(compiler, "is_dynamo_compiling") and bool(compiler.is_dynamo_compiling())
 
 

@@ -164,7 +164,10 @@ def gather_targets(
 
 
 def mine_hard_negatives(loss: Tensor, positive: Tensor, neg_pos_ratio: float, min_negatives: int) -> Tensor:
-    wanted = (neg_pos_ratio * positive.sum(-1, keepdim=True).double()).ceil().clamp(min=min_negatives)
+    positive = positive.view(torch.uint8) != 0  # a bool that is a view of other bytes may hold any
+    positives = positive.sum(-1, keepdim=True).double()
+    asked = (neg_pos_ratio * positives).where(positives > 0, positives)  # infinity times 0 is NaN
+    wanted = asked.ceil().clamp(min=min_negatives)
     negative = ~positive & (loss != -math.inf)
     # One zero and one NaN, of the sign that sorts first: sorts by the bits of a number tell them apart.
     keys = (loss + 0.0).masked_fill(loss.isnan(), math.nan).masked_fill(~negative, -math.inf)
@@ -191,7 +194,8 @@ def multibox_cross_entropy(
 
 
 def multibox_cross_entropy_gradient(scale: Tensor, logits: Tensor, labels: Tensor, selected: Tensor) -> Tensor:
-    row = labels.clamp(min=0)[..., None]
+    row = labels.clamp(0, logits.shape[-1] - 1)[..., None]
+    selected = selected.view(torch.uint8) != 0  # as in mine_hard_negatives
     gradient = logits.softmax(-1).scatter_add(-1, row, -torch.ones_like(row, dtype=logits.dtype))
     return (gradient * scale.to(logits.dtype)).where(selected[..., None], logits.new_zeros(()))
 

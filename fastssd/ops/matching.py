@@ -193,14 +193,20 @@ def thresholds(iou_threshold: Any, background_threshold: Any) -> tuple[float, fl
     return high, low
 
 
+_MOST_SHARED_BYTES = 1 << 24  # as in csrc/bindings/operand.h
+
+
 def _empty(shape: tuple[int, int], *kinds: tuple[Any, int]) -> list[NDArray[Any]]:
     """Uninitialised outputs of these dtypes and columns, [B, A * columns], side by side in one block of memory.
 
     Allocators give back several blocks of a few MB in each call, and keep one. The page faults of three fresh outputs
-    for 32 images of SSD300 take 3.8 ms, the kernel 0.6 ms.
+    for 32 images of SSD300 take 3.8 ms, the kernel 0.6 ms. Large outputs are fresh in every call anyway: they lie
+    apart, so that who keeps one does not keep the memory of all.
     """
     rows, length = shape
     sizes = [rows * length * columns * np.dtype(dtype).itemsize for dtype, columns in kinds]
+    if sum(sizes) > _MOST_SHARED_BYTES:
+        return [np.empty((rows, length * columns), dtype) for dtype, columns in kinds]
     block = np.empty(sum(sizes), np.uint8)
     return [
         block[end - size : end].view(dtype).reshape(rows, length * columns)

@@ -14,7 +14,7 @@ def grid_anchors(
     height: int, width: int, shapes: NDArray[np.float64], scale: NDArray[np.float64], clip: bool, out: Float
 ) -> None:
     row = 0
-    for y in range(height):
+    for y in range(height if len(out) else 0):
         cy = (y + 0.5) / height
         for x in range(width):
             cx = (x + 0.5) / width

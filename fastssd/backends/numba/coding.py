@@ -45,7 +45,7 @@ def row(flat: Float, i: int) -> Any:
 def encode_boxes(boxes: Float, anchors: Float, center_variance: float, size_variance: float, out: Float) -> None:
     kind, a = boxes.dtype.type, anchors.reshape(-1)
     half, cv, sv = kind(0.5), kind(center_variance), kind(size_variance)
-    for b in range(len(boxes)):
+    for b in range(len(boxes) if len(anchors) else 0):
         flat, to = boxes[b].reshape(-1), out[b].reshape(-1)
         for i in range(len(anchors)):
             to[4 * i], to[4 * i + 1], to[4 * i + 2], to[4 * i + 3] = encode(row(flat, i), row(a, i), half, cv, sv)
@@ -56,7 +56,7 @@ def decode_boxes(deltas: Float, anchors: Float, center_variance: float, size_var
     kind, priors = deltas.dtype.type, anchors.reshape(-1)
     half, cv, sv = kind(0.5), kind(center_variance), kind(size_variance)
     growth_w, growth_h = np.empty(PORTION, deltas.dtype), np.empty(PORTION, deltas.dtype)
-    for b in range(len(deltas)):
+    for b in range(len(deltas) if len(anchors) else 0):
         flat, result = deltas[b].reshape(-1), out[b].reshape(-1)
         for start in range(0, len(anchors), PORTION):
             n = min(PORTION, len(anchors) - start)

@@ -104,7 +104,9 @@ def _angles(x1: Float, y1: Float, x2: Float, y2: Float) -> Float:
     """Angle whose tangent is width / height, of each box."""
     zero, out = x1.dtype.type(0), np.empty(len(x1), x1.dtype)
     for i in range(len(x1)):
-        out[i] = np.arctan2(max(x2[i] - x1[i], zero), max(y2[i] - y1[i], zero))
+        width, height = x2[i] - x1[i], y2[i] - y1[i]
+        # Not max(), which may give -0, and that turns the angle around.
+        out[i] = np.arctan2(width if width > zero else zero, height if height > zero else zero)
     return out
 
 
@@ -143,6 +145,8 @@ def paired_box_iou(boxes1: Float, boxes2: Float, out: Float) -> None:
 def _in_pieces(kernel: Callable[[Float, Float, Float], None], boxes1: Float, boxes2: Float, out: Float) -> None:
     """`kernel` on pieces of the output, each a whole number of pictures or of rows of one picture."""
     batch, n, m = out.shape
+    if out.size == 0:
+        return None
     if out.size <= CELLS:
         return kernel(boxes1, boxes2, out)
     pictures, rows = max(1, CELLS // (n * m)), max(16, CELLS // m)

@@ -54,7 +54,8 @@ def _mine(loss: Float, positive: Bool, neg_pos_ratio: float, min_negatives: int,
         keys[i] = never if positive[i] | (loss[i] == -np.inf) else key
         positives = np.int32(positives + np.int32(positive[i]))
     negatives = _count(keys, kind(never + 1))
-    wanted = max(np.int64(np.ceil(min(neg_pos_ratio * positives, len(loss)))), min_negatives)
+    asked = min(neg_pos_ratio * positives, float(len(loss))) if positives > 0 else 0.0  # infinity times 0 is NaN
+    wanted = max(np.int64(np.ceil(asked)), min_negatives)
     if wanted <= 0:
         out[:] = False
     elif wanted >= negatives:
@@ -82,6 +83,8 @@ def _mine_images(
 
 def mine_hard_negatives(loss: Float, positive: Bool, neg_pos_ratio: float, min_negatives: int, out: Bool) -> None:
     images, anchors = loss.shape
+    if anchors == 0:  # such images need no memory: there may be any number of them
+        return
     keys, step = np.empty(anchors, f"i{loss.itemsize}"), max(1, LOSSES // max(anchors, 1))
     for first in range(0, images, step):
         least = min(min_negatives, anchors)

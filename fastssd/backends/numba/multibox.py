@@ -18,11 +18,12 @@ LOGITS = 1 << 22  # so many take some 20 ms; in between Python sees Ctrl-C, whic
 @jit
 def _losses(logits: Float, labels: Int, values: Float, of_label: Float, of_background: Float) -> None:
     """logits [N, C], labels [N]; values is scratch; of_background is -inf where the label is -1."""
+    last = logits.shape[1] - 1
     for a in range(len(labels)):
-        row = logits[a]
+        row, column = logits[a], min(max(labels[a], 0), last)  # another thread may have written to the labels
         most, total = softmax_terms(row, values)
         log_total = np.log(total)
-        of_label[a] = log_total - (row[max(labels[a], 0)] - most)
+        of_label[a] = log_total - (row[column] - most)
         of_background[a] = -np.inf if labels[a] < 0 else log_total - (row[0] - most)
 
 
@@ -45,7 +46,7 @@ def _gradient(logits: Float, labels: Int, selected: Bool, scale: Any, values: Fl
         _, total = softmax_terms(logits[a], values)
         for c in range(out.shape[1]):
             out[a, c] = values[c] / total
-        out[a, labels[a]] -= out.dtype.type(1)
+        out[a, min(max(labels[a], 0), out.shape[1] - 1)] -= out.dtype.type(1)
         for c in range(out.shape[1]):
             out[a, c] *= scale[0]
 

@@ -11,6 +11,8 @@ from fastssd.backends import Float
 def grid_anchors(
     height: int, width: int, shapes: NDArray[np.float64], scale: NDArray[np.float64], clip: bool, out: Float
 ) -> None:
+    if not len(out):
+        return
     cy = (np.arange(height) + 0.5) / height
     cx = (np.arange(width) + 0.5) / width
     centers = np.stack(np.meshgrid(cy, cx, indexing="ij"), axis=-1)[:, :, None, ::-1]  # [H, W, 1, (x, y)]

@@ -41,7 +41,8 @@ def box_convert(boxes: Float, in_fmt: int, out_fmt: int, out: Float) -> None:
 
 def clip_boxes_to_image(boxes: Float, height: float, width: float, out: Float) -> None:
     sides = np.array([width, height, width, height], boxes.dtype)
-    out[...] = np.minimum(np.maximum(boxes, 0), sides)
+    above = np.where(boxes < 0, 0, boxes)  # -0 and NaN stay, as in torch.clamp
+    out[...] = np.where(above > sides, sides, above)
 
 
 def remove_small_boxes(boxes: Float, min_size: float, keep: Int) -> int:

@@ -21,7 +21,9 @@ def multibox_cross_entropy(
         shifted = logits - logits.max(axis=-1, keepdims=True)
         log_sum = np.log(np.exp(shifted).sum(axis=-1))  # [B, A]
         of_background = log_sum - shifted[..., 0]  # -log p(background)
-        of_label = log_sum - np.take_along_axis(shifted, labels.clip(0)[..., None], axis=-1)[..., 0]
+        of_label = (
+            log_sum - np.take_along_axis(shifted, labels.clip(0, logits.shape[-1] - 1)[..., None], axis=-1)[..., 0]
+        )
     positive = labels > 0
     mine_hard_negatives(np.where(labels < 0, -np.inf, of_background), positive, neg_pos_ratio, min_negatives, selected)
     selected |= positive
@@ -32,8 +34,8 @@ def multibox_cross_entropy(
 
 def multibox_cross_entropy_gradient(logits: Float, labels: Int, selected: Bool, scale: float, out: Float) -> None:
     out[...] = 0
-    rows = logits[selected]  # [S, C]
+    rows, columns = logits[selected], labels[selected].clip(0, logits.shape[-1] - 1)  # [S, C], [S]
     with np.errstate(all="ignore"):
         exp = np.exp(rows - rows.max(axis=-1, keepdims=True))
         softmax = exp / exp.sum(axis=-1, keepdims=True)
-    out[selected] = (softmax - np.eye(logits.shape[-1])[labels[selected]]).astype(out.dtype) * out.dtype.type(scale)
+    out[selected] = (softmax - np.eye(logits.shape[-1])[columns]).astype(out.dtype) * out.dtype.type(scale)
