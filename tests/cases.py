@@ -519,10 +519,10 @@ def difference(operator: str, ref: Any, comp: Any) -> str | None:
             same = near.all() and np.array_equal(r[~finite], c[~finite], equal_nan=True)
         else:
             same = np.array_equal(r, c, equal_nan=r.dtype.kind == "f")
-        # -0 is not 0; the sign of a NaN says nothing. Where a ULP may differ, the sign counts of what is 0 in both.
-        zero = (
-            (r == 0) & (c == 0) & (np.signbit(r) != np.signbit(c)) if r.dtype.kind == "f" else np.zeros(r.shape, bool)
-        )
+        # -0 is not 0; the sign of a NaN says nothing, nor does that of what is not 0 in both.
+        zero = np.zeros(r.shape, bool)
+        if r.dtype.kind == "f":
+            zero = (r == 0) & (c == 0) & (np.signbit(r) != np.signbit(c))
         if not same or zero.any():
             wrong = np.argwhere(~((r == c) | ((r != r) & (c != c))) | zero)
             at = tuple(wrong[0]) if r.ndim else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -82,6 +83,31 @@ def test_more_sets_of_anchors_than_are_kept():
         for anchors in sets:
             check(anchors, [boxes(rng, 8)])
             check(anchors.astype(np.float64), [boxes(rng, 8)])
+
+
+def test_anchors_written_to_during_a_call_do_not_spoil_later_calls():
+    """Whatever a call that another thread disturbs answers, the next one of the same content is right."""
+    rng = np.random.default_rng(4)
+    one, other = lattice(60), lattice(60)[::-1].copy()
+    gt, anchors, stop = [boxes(rng, 10)], one.copy(), threading.Event()
+    with fastssd.use_backend("reference"):
+        refs = [ops.match_anchors(each, gt).iou for each in (one, other)]
+
+    def write() -> None:
+        while not stop.is_set():
+            anchors[:] = other
+            anchors[:] = one
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(40):
+            ops.match_anchors(anchors, gt)
+    finally:
+        stop.set()
+        writer.join()
+    for each, ref in zip((one, other), refs, strict=True):
+        np.testing.assert_array_equal(ops.match_anchors(each, gt).iou, ref)
 
 
 def test_threads_that_use_different_anchors_do_not_disturb_each_other():

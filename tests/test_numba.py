@@ -129,6 +129,77 @@ except KeyboardInterrupt:
         assert time.perf_counter() - start < 1  # 0.1 s where nobody else uses the machine
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child process")
+def test_ctrl_c_at_any_moment_is_a_keyboard_interrupt():
+    """Also where Numba makes Python objects of a result, and in every operator that can take long."""
+    code = """
+import random, signal, threading, os
+import numpy as np
+from fastssd import ops
+signal.signal(signal.SIGINT, signal.default_int_handler)
+rng = np.random.default_rng(0)
+n = 20_000
+corner = rng.random((n, 2), np.float32)
+boxes, scores = np.concatenate([corner, corner + np.float32(0.05)], axis=1), rng.random(n, np.float32)
+logits, deltas = rng.normal(size=(1, n, 5)), rng.normal(size=(1, n, 4))
+groups, none = rng.integers(0, 9, n), np.zeros((1, n), bool)
+calls = [
+    lambda: ops.nms(boxes, scores, 0.5),
+    lambda: ops.batched_nms(boxes, scores, groups, 0.5),
+    lambda: ops.soft_nms(boxes[:2000], scores[:2000]),
+    lambda: ops.box_iou(boxes[:2000], boxes[:2000]),
+    lambda: ops.match_anchors(boxes, [boxes[:200]]),
+    lambda: ops.mine_hard_negatives(scores[None], none, min_negatives=99),
+    lambda: ops.multibox_cross_entropy(logits, groups[None] % 5),
+    lambda: ops.encode_boxes(boxes, boxes),
+    lambda: ops.decode_boxes(deltas[0], boxes),
+    lambda: ops.postprocess_detections(logits, deltas, boxes.astype(float), score_threshold=0.0, topk=None),
+]
+for call in calls:
+    call()  # compiles
+    for turn in range(12):
+        timer = threading.Timer(random.Random(turn).uniform(0, 0.03), os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            timer.start()
+            while True:
+                call()
+        except KeyboardInterrupt:
+            pass
+        timer.join()
+print("stopped every time")
+"""
+    environment = os.environ | {"FASTSSD_BACKEND": "numba"}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (found.stdout, found.returncode) == ("stopped every time\n", 0), found.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child process")
+def test_ctrl_c_inside_of_one_image():
+    """One image whose candidates all stay, which takes many minutes."""
+    code = """
+import signal
+import numpy as np
+from fastssd import ops
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def call(n):
+    boxes = np.arange(n)[:, None] * 2.0 + np.array([0.0, 0, 1, 1])
+    scores = np.tile([0.1, 0.9], (1, n, 1))
+    zeros, most = np.zeros((1, n, 4)), dict(activation="none", topk=None, max_detections=n)
+    print("go", flush=True)
+    ops.postprocess_detections(scores, zeros, boxes, **most)
+try:
+    call(9)  # compiles
+    call(1_000_000)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    environment = os.environ | {"FASTSSD_BACKEND": "numba"}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert [process.stdout.readline(), process.stdout.readline()] == ["go\n", "go\n"]
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "stopped\n"
+
+
 def test_without_a_place_for_the_cache():
     code = "from fastssd import ops; print(ops.box_area([[0, 0, 2, 3]]))"
     environment = os.environ | {

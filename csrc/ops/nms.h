@@ -11,6 +11,7 @@
 #include "support/buffer.h"
 #include "support/cells.h"
 #include "support/grid.h"
+#include "support/kept_boxes.h"
 #include "support/math.h"
 #include "support/poll.h"
 #include "support/sort.h"
@@ -43,18 +44,20 @@ class Suppressor {
         constexpr T kNoBox[4] = {};
         for (int64_t i = n; i < padded(n); ++i) boxes_.set(i, kNoBox);
         const OverlapTest<T> test(limit);
-        const bool tiny = any_tiny(n);
-        bool crowded = n < kGridFrom || tiny || is_crowded(n, test);
+        bool crowded = n < kGridFrom || is_crowded(n, test);
         while (n > 0) {
-            if (!crowded) return run_grid(n, test, keep);
+            if (!crowded) {
+                const BoxSizes<T> sizes(boxes_, n);
+                return sizes.regular() ? run_grid<true>(n, sizes, test, keep) : run_grid<false>(n, sizes, test, keep);
+            }
             const int64_t head = smaller(kHead, n);
             int64_t kept[kHead];
-            const int64_t num_kept = settle(head, test, tiny, kept);
+            const int64_t num_kept = settle(head, test, kept);
             for (int64_t k = 0; k < num_kept; ++k) keep(ids_[kept[k]]);
             for (int64_t i = head; i < n; ++i) dead_[i] = 0;
             for (int64_t tile = head; tile < n; tile += kTile) {
                 const int64_t stop = smaller(tile + kTile, n);
-                for (int64_t k = 0; k < num_kept; ++k) sweep(Box<T>(boxes_, kept[k]), tile, stop, test, tiny);
+                for (int64_t k = 0; k < num_kept; ++k) sweep(Box<T>(boxes_, kept[k]), tile, stop, test);
                 if (pacer_.cancelled(num_kept * kTile / 4)) return false;
             }
             if (pacer_.cancelled(n)) return false;
@@ -64,7 +67,7 @@ class Suppressor {
                 ids_[living] = ids_[i];
                 living += static_cast<int64_t>(dead_[i] == 0);
             }
-            crowded = tiny || living < kGridFrom || sweeping_pays(num_kept, n - head - living, n - head);
+            crowded = living < kGridFrom || sweeping_pays(num_kept, n - head - living, n - head);
             n = living;
         }
         return true;
@@ -83,22 +86,22 @@ class Suppressor {
         constexpr int64_t kTryHead = 32, kTry = 192;
         const int64_t stop = smaller(kTryHead + kTry, n);
         int64_t kept[kHead];
-        const int64_t num_kept = settle(kTryHead, test, false, kept);
+        const int64_t num_kept = settle(kTryHead, test, kept);
         int64_t killed = 0;
         for (int64_t i = kTryHead; i < stop; ++i) dead_[i] = 0;
-        for (int64_t k = 0; k < num_kept; ++k) sweep(Box<T>(boxes_, kept[k]), kTryHead, stop, test, false);
+        for (int64_t k = 0; k < num_kept; ++k) sweep(Box<T>(boxes_, kept[k]), kTryHead, stop, test);
         for (int64_t i = kTryHead; i < stop; ++i) killed += static_cast<int64_t>(dead_[i] != 0);
         return sweeping_pays(num_kept, killed, stop - kTryHead);
     }
 
     // The first `head` pair by pair; kept[] are the places of those that are kept.
-    int64_t settle(int64_t head, const OverlapTest<T>& test, bool tiny, int64_t* kept) {
+    int64_t settle(int64_t head, const OverlapTest<T>& test, int64_t* kept) {
         int64_t num_kept = 0;
         for (int64_t i = 0; i < padded(head); ++i) dead_[i] = 0;
         for (int64_t i = 0; i < head; ++i) {
             if (dead_[i]) continue;
             kept[num_kept++] = i;
-            sweep(Box<T>(boxes_, i), i + 1, head, test, tiny);
+            sweep(Box<T>(boxes_, i), i + 1, head, test);
         }
         return num_kept;
     }
@@ -107,12 +110,13 @@ class Suppressor {
 
     // Marks what `box` suppresses, from the last multiple of kStep before `begin` to the next one after `end`: so no
     // vectorised loop has a rest, which costs more than the few boxes. Nobody reads the marks on those settled before.
-    void sweep(const Box<T>& box, int64_t begin, int64_t end, const OverlapTest<T>& test, bool tiny) {
+    void sweep(const Box<T>& box, int64_t begin, int64_t end, const OverlapTest<T>& test) {
+        if (!test.can_overlap(box.area)) return;
         begin &= -kStep;
         const int64_t size = padded(end) - begin;
         Flag* FASTSSD_RESTRICT const dead = dead_.data() + begin;
         Flag unsure = 0;
-        if (!tiny) {
+        if (!test.tiny(box.area)) {
             for (int64_t i = 0; i < size; ++i) {
                 const Box<T> other(boxes_, begin + i);
                 const T inter = intersection(box, other), areas = box.area + other.area;
@@ -128,27 +132,26 @@ class Suppressor {
         }
     }
 
-    bool any_tiny(int64_t n) const {
-        Flag any = 0;
-        for (int64_t i = 0; i < padded(n); ++i) {
-            any |= static_cast<Flag>((boxes_.area[i] > T(0)) & (boxes_.area[i] < OverlapTest<T>::kLeastArea));
-        }
-        return any != 0;
-    }
-
-    template <typename Keep>
-    bool run_grid(int64_t n, const OverlapTest<T>& test, const Keep& keep) {
+    template <bool kRegular, typename Keep>
+    bool run_grid(int64_t n, const BoxSizes<T>& sizes, const OverlapTest<T>& test, const Keep& keep) {
         constexpr int64_t kAhead = 32;
-        BoxGrid<T> grid(boxes_, n, test);
-        typename BoxGrid<T>::Place places[kAhead];
+        BoxGrid<T, kRegular> grid(boxes_, n, sizes, test);
+        KeptBoxes<T> tiny(1, static_cast<double>(test.limit));
+        tiny.clear(1);
+        typename BoxGrid<T, kRegular>::Place places[kAhead];
         for (int64_t begin = 0; begin < n; begin += kAhead) {
             const int64_t count = smaller(kAhead, n - begin);
             for (int64_t i = 0; i < count; ++i) places[i] = grid.locate(Box<T>(boxes_, begin + i));
             int64_t work = kAhead * 16;
             for (int64_t i = 0; i < count; ++i) {
                 const Box<T> box(boxes_, begin + i);
-                if (BoxGrid<T>::can_overlap(box.area)) {
+                if (test.can_overlap(box.area)) {
                     if (grid.suppresses(box, places[i], work)) continue;
+                    if (!kRegular && test.tiny(box.area)) {  // the grid may miss another tiny one
+                        work += 4 * tiny.blocks_of(0);
+                        if (tiny.suppress(box, 0)) continue;
+                        tiny.add(box, 0);
+                    }
                     grid.insert(box, places[i]);
                 }
                 keep(ids_[begin + i]);
@@ -217,7 +220,7 @@ int64_t settle_in_cells(const T* boxes, const T* scores, int64_t n, BoxCells<T>&
     int shift = 0;
     while ((most - least) >> shift >> bucket_bits != 0) ++shift;
     const Key buckets = Key(1) << bucket_bits;
-    const auto bucket_of = [&](Key key) { return smaller((key - least) >> shift, buckets); };
+    const auto bucket_of = [&](Key key) { return key == kNone ? buckets : (key - least) >> shift; };
     uint32_t ends[(1 << 12) + 2] = {};
     for (int64_t i = 0; i < n; ++i) ++ends[bucket_of(keys[i]) + 1];
     for (Key b = 0; b < buckets; ++b) ends[b + 1] += ends[b];
@@ -314,10 +317,11 @@ int64_t soft_nms(const T* boxes, const T* scores, int64_t n, SoftNms method, dou
     const T width = static_cast<T>(sigma);
     int64_t living = 0;
     for (int64_t i = 0; i < n; ++i) {
-        if (!usable(boxes + 4 * i, scores[i]) || !(scores[i] > lowest)) continue;
         columns.set(living, boxes + 4 * i);
         current[living] = scores[i];
-        ids[living++] = static_cast<uint32_t>(i);
+        ids[living] = static_cast<uint32_t>(i);
+        // Asked of the copies, which nobody else writes to: index_of() below finds what max_of() found.
+        living += static_cast<int64_t>((columns.area[living] == columns.area[living]) & (current[living] > lowest));
     }
     Pacer pacer;
     int64_t kept = 0;

@@ -14,6 +14,7 @@
 #include "ops/iou.h"
 #include "support/buffer.h"
 #include "support/exp.h"
+#include "support/kept_boxes.h"
 #include "support/lanes.h"
 #include "support/math.h"
 #include "support/poll.h"
@@ -22,90 +23,6 @@
 #include "support/sort.h"
 
 namespace fastssd::FASTSSD_ISA {
-
-// The kept boxes of each class, in blocks of kLanes, the newest first.
-template <typename T>
-class KeptBoxes {
-  public:
-    KeptBoxes(int64_t num_classes, double iou_threshold)
-        : limit_(round_down(T(), iou_threshold)),
-          share_(static_cast<T>(iou_threshold / (1 + iou_threshold) * (1 - 1e-5))),
-          classes_(num_classes),
-          blocks_(kFirstBlocks) {}
-
-    void clear(int64_t num_classes) {
-        num_blocks_ = 0;
-        for (int64_t c = 0; c < num_classes; ++c) classes_[c] = {kNone, 0};
-    }
-
-    bool suppress(const Box<T>& box, int64_t c) const {
-        for (int64_t b = classes_[c].newest; b != kNone; b = blocks_[b].next) {
-            if (near(box, blocks_[b]) && overlaps(box, blocks_[b])) return true;
-        }
-        return false;
-    }
-
-    void add(const Box<T>& box, int64_t c) {
-        Class& of = classes_[c];
-        const int64_t lane = of.count++ % kLanes;
-        if (lane == 0) {
-            blocks_.reserve(num_blocks_ + 1, num_blocks_);
-            Block& block = blocks_[num_blocks_];
-            block = {};  // empty lanes overlap nothing
-            block.next = of.newest;
-            of.newest = num_blocks_++;
-        }
-        Block& block = blocks_[of.newest];
-        block.x1[lane] = box.x1;
-        block.y1[lane] = box.y1;
-        block.x2[lane] = box.x2;
-        block.y2[lane] = box.y2;
-        block.area[lane] = box.area;
-    }
-
-    int64_t blocks_of(int64_t c) const { return (classes_[c].count + kLanes - 1) / kLanes; }
-
-  private:
-    static constexpr int64_t kLanes = 8, kNone = -1, kFirstBlocks = 64;
-
-    struct Block {
-        T x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes], area[kLanes];
-        int64_t next;
-    };
-    struct Class {
-        int64_t newest, count;
-    };
-
-    static T lane_intersection(const Box<T>& box, const Block& block, int64_t i) {
-        return positive_part(smaller(box.x2, block.x2[i]) - larger(box.x1, block.x1[i])) *
-               positive_part(smaller(box.y2, block.y2[i]) - larger(box.y1, block.y1[i]));
-    }
-
-    // Whether any lane may overlap too much: inter / (sum - inter) > t says inter > t / (1 + t) * sum, by far less than
-    // the 1e-5 that share_ leaves for rounding. (And where the product underflows, rounding cannot pass inter.)
-    bool near(const Box<T>& box, const Block& block) const {
-        SignedKeyOf<T> any = 0;
-        for (int64_t i = 0; i < kLanes; ++i) {
-            any |= static_cast<SignedKeyOf<T>>(lane_intersection(box, block, i) >= share_ * (box.area + block.area[i]));
-        }
-        return any != 0;
-    }
-
-    // No check of the union: it is negative for no pair, and where it is 0 or NaN the quotient is NaN.
-    bool overlaps(const Box<T>& box, const Block& block) const {
-        SignedKeyOf<T> any = 0;
-        for (int64_t i = 0; i < kLanes; ++i) {
-            const T inter = lane_intersection(box, block, i);
-            any |= static_cast<SignedKeyOf<T>>(inter / (box.area + block.area[i] - inter) > limit_);
-        }
-        return any != 0;
-    }
-
-    const T limit_, share_;
-    Buffer<Class> classes_;
-    Buffer<Block> blocks_;
-    int64_t num_blocks_ = 0;
-};
 
 template <typename T>
 class Postprocessor {
@@ -147,6 +64,7 @@ class Postprocessor {
     static constexpr T kLeastBelow = -16;
     static constexpr int64_t kFirstCandidates = 1024, kFirstKept = 256;
     static constexpr int64_t kMany = 8192;  // candidates; up to here it does not pay to look for the best
+    static constexpr int64_t kSummed = 4096;
 
     // --- which rows and scores count
 
@@ -155,7 +73,7 @@ class Postprocessor {
     void set_limit(T limit) {
         constexpr double kSlack = 2e-3;
         const double classes = static_cast<double>(task_.num_classes);
-        const double rounding = (classes + 8) * std::numeric_limits<T>::epsilon();
+        const double rounding = (smaller(classes, double{kSummed}) + 8) * std::numeric_limits<T>::epsilon();
         const double least = static_cast<double>(limit) * (1 - rounding);
         limit_ = limit;
         if (task_.activation == Activation::none) {
@@ -165,7 +83,9 @@ class Postprocessor {
             spread_limit_ = kInf<T>;
         } else {
             logit_limit_ = static_cast<T>(std::log(least / (1 - least)) - kSlack);
-            spread_limit_ = static_cast<T>(kSlack + 1e-6 * classes - std::log(least * classes));
+            // Its sums are not for very long rows.
+            spread_limit_ =
+                classes > kSummed ? kInf<T> : static_cast<T>(kSlack + 1e-6 * classes - std::log(least * classes));
         }
     }
 
@@ -267,9 +187,14 @@ class Postprocessor {
         T divisor = 1;
         if (task_.activation == Activation::softmax) {
             for (int64_t i = 0; i < width_; ++i) values[i] = exp_of(row[i] - base);
-            Lanes<T> sums(T(0));
-            for (int64_t begin = 0; begin < width_; begin += kLanes) sums = sums + Lanes<T>(values + begin);
-            divisor = sums.sum();
+            double sum = 0;  // of parts so short that a sum in T keeps its bits
+            for (int64_t begin = 0; begin < width_; begin += kSummed) {
+                const int64_t end = smaller(begin + kSummed, width_);
+                Lanes<T> sums(T(0));
+                for (int64_t i = begin; i < end; i += kLanes) sums = sums + Lanes<T>(values + i);
+                sum += static_cast<double>(sums.sum());
+            }
+            divisor = static_cast<T>(sum);
         } else if (task_.activation == Activation::sigmoid) {
             for (int64_t i = 0; i < width_; ++i) values[i] = T(1) / (T(1) + exp_of(-row[i]));
         } else {

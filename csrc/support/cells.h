@@ -1,7 +1,9 @@
 // All boxes of an NMS, put in the order of the cells of one grid over their centres. A box that is kept suppresses
 // whatever it overlaps within reach of its centre: a few rows of cells, each of them one stretch of memory, which
 // vectorised loops run over. Where boxes are of similar size that is hardly more than what must be looked at; where
-// they are not, a large box sees many small ones in vain, and the caller is told how much was looked at.
+// they are not, a large box sees many small ones in vain, and the caller is told how much was looked at. The grid is
+// made for most boxes; what lies outside of it counts to the cells at its edge, and a few large or far boxes change
+// nothing for the others.
 #pragma once
 
 #include <cmath>
@@ -22,18 +24,15 @@ class BoxCells {
   public:
     static constexpr int64_t kMostBoxes = int64_t{1} << 30;
 
-    // For 1 to kMostBoxes boxes.
-    explicit BoxCells(int64_t n) : n_(n), blocks_(n / kStep + 1), cells_(n), starts_(most_cells(n) + 2) {}
+    // For Sample<T>::kSize to kMostBoxes boxes.
+    explicit BoxCells(int64_t n)
+        : n_(n), blocks_(n / kStep + 1), cells_(n), starts_(most_cells(n) + 2), tiny_(n / kTinyShare + 1) {}
 
-    // False where these boxes are not for cells: some are not finite, OverlapTest cannot judge the areas of some, or
-    // so few lie within reach of each other that BoxGrid, which looks at less, is faster.
+    // False where these boxes are not for cells: many are tiny, or so few lie within reach of each other that BoxGrid,
+    // which looks at less, is faster.
     bool load(const T* boxes, const OverlapTest<T>& test) {
         if (!(test.limit >= kLeastLimit && test.limit < T(1))) return false;
-        const double t = static_cast<double>(test.limit);
-        const double reach = larger(1 - t, (1 / t - 1) / 2) * (1 + kMargin) + kMargin;
-        if (sparse_at_a_glance(boxes, reach) || !measure(boxes, reach)) return false;
-        place(boxes);
-        return true;
+        return measure(boxes, test.reach()) && place(boxes, test);
     }
 
     // By place: boxes have one each, from 0 on.
@@ -49,15 +48,19 @@ class BoxCells {
     // Suppresses what the living box there overlaps, and itself. Returns about how many boxes were looked at.
     FASTSSD_INLINE int64_t suppress_around(uint32_t place, const OverlapTest<T>& test) {
         const Box<T> box = blocks_[place / kStep].box(place % kStep);
-        if (!BoxGrid<T>::can_overlap(box.area)) return 1;
+        if (!test.can_overlap(box.area)) return 1;
         const T x = center(box.x1, box.x2), y = center(box.y1, box.y2);
-        const T reach_x = (box.x2 - box.x1) * reach_ + slack_, reach_y = (box.y2 - box.y1) * reach_ + slack_;
+        const T reach_x = (box.x2 - box.x1) * reach_ + error(x), reach_y = (box.y2 - box.y1) * reach_ + error(y);
         const int32_t left = cell(x - reach_x, kX), right = cell(x + reach_x, kX);
         const int32_t first = cell(y - reach_y, kY), last = cell(y + reach_y, kY);
         // Nearly always one or two rows, and the processor cannot guess which: so one is run over twice.
         int64_t looked =
             run_over(box, row_of(first), left, right, test) + run_over(box, row_of(last), left, right, test);
         for (int32_t row = first + 1; row < last; ++row) looked += run_over(box, row_of(row), left, right, test);
+        if (test.tiny(box.area)) {  // may be of any distance from another tiny one
+            for (int64_t i = 0; i < num_tiny_; ++i) look_closely(box, blocks_[tiny_[i] / kStep], test);
+            looked += kStep * num_tiny_;
+        }
         return looked;
     }
 
@@ -65,9 +68,9 @@ class BoxCells {
     enum Axis { kX = 0, kY = 1 };
     static constexpr int64_t kStep = 8;
     static constexpr T kLeastLimit = T(0.01);
-    static constexpr double kLeastWithinReach = 2;
+    static constexpr double kLeastWithinReach = 2, kMost = static_cast<double>(std::numeric_limits<T>::max()) / 8;
     static constexpr T kDead = std::numeric_limits<T>::quiet_NaN();  // as an area: compares with nothing
-    static constexpr double kMargin = 1e-5;                          // far above the rounding of any bound
+    static constexpr int64_t kTinyShare = 64;                        // one box in so many may be tiny
     using Numbers = Pack<T, kStep>;
     using Mask = typename Numbers::Mask;
 
@@ -79,7 +82,7 @@ class BoxCells {
         FASTSSD_INLINE Box<T> box(int64_t i) const { return {x1[i], y1[i], x2[i], y2[i], area[i]}; }
         FASTSSD_INLINE void set(int64_t i, const T* box, uint32_t id) {
             x1[i] = box[0], y1[i] = box[1], x2[i] = box[2], y2[i] = box[3];
-            area[i] = positive_part(box[2] - box[0]) * positive_part(box[3] - box[1]);
+            area[i] = area_of(box);
             ids[i] = id;
         }
     };
@@ -90,6 +93,9 @@ class BoxCells {
         return low * half + high * half;
     }
     static FASTSSD_INLINE T center(T low, T high) { return center(low, high, T(0.5)); }
+    static FASTSSD_INLINE T error(T center) {
+        return larger(center, -center) * kCentreError<T> + 4 * std::numeric_limits<T>::min();
+    }
 
     // Rises with `at`, and that is all that is asked of it.
     FASTSSD_INLINE int32_t cell(T at, Axis axis) const { return cell(at, origin_[axis], inverse_[axis], last_[axis]); }
@@ -98,75 +104,59 @@ class BoxCells {
     }
     FASTSSD_INLINE const uint32_t* row_of(int32_t row) const { return &starts_[int64_t{row} * sizes_[kX]]; }
 
-    // Judges a few boxes, which spread no further than all do. Either way of NMS is right, whatever this says.
-    bool sparse_at_a_glance(const T* boxes, double reach) const {
-        constexpr int64_t kGlance = 64;
-        double within_reach = static_cast<double>(n_);
-        for (int axis = 0; axis < 2; ++axis) {
-            T low = kInf<T>, high = -kInf<T>, sum = T(0);
-            for (int64_t i = 0; i < kGlance; ++i) {
-                const T* const box = boxes + 4 * (i * n_ / kGlance) + axis;
-                low = smaller(box[0], low);
-                high = larger(box[2], high);
-                sum += box[2] - box[0];
-            }
-            within_reach *= density(reach, high - low, sum / static_cast<T>(kGlance));
-        }
-        return within_reach < kLeastWithinReach;
-    }
-
     // Which share of boxes of this mean size, whose corners spread over this extent, lies within reach of one.
     static double density(double reach, double extent, double size) { return 2 * reach * size / (extent + size); }
 
-    // Of four numbers the first two are of interest, x and y; the others belong to the corner after.
+    // Chooses the cells. Any choice gives the same NMS. Where a glance at a few boxes says that they are sparse, the
+    // others are not looked at.
     bool measure(const T* boxes, double reach) {
-        constexpr T kMost = std::numeric_limits<T>::max() / 4;
-        const T least = std::sqrt(OverlapTest<T>::kLeastArea);
-        const Four<T> zero = Four<T>::all(T(0));
-        Four<T> low = Four<T>::all(kInf<T>), high = zero - low, sum = zero, bad = zero;
-        typename Four<T>::Mask tiny = {};
-        const auto see = [&](const Four<T>& from, const Four<T>& to) {
-            const Four<T> size = to - from;
-            low = smaller(from, low);
-            high = larger(from, high);
-            sum = sum + larger(size, zero);
-            bad = bad + (from - from);  // NaN where one is not finite
-            tiny = tiny | (above(size, zero) & above(Four<T>{{least, least, T(0), T(0)}}, size));
-        };
-        for (int64_t i = 0; i + 1 < n_; ++i) see(Four<T>::load(boxes + 4 * i), Four<T>::load(boxes + 4 * i + 2));
-        const T* const last_box = boxes + 4 * (n_ - 1);
-        see(Four<T>::load(last_box), Four<T>{{last_box[2], last_box[3], T(0), T(0)}});
-        if (any(tiny)) return false;
-
-        double extent[2], unit[2], cells = 1, within_reach = static_cast<double>(n_);
-        T furthest = 0;
+        double low[2], high[2], unit[2], within_reach = static_cast<double>(n_);
         for (int axis = 0; axis < 2; ++axis) {
-            const T first = low.get(axis), last = high.get(axis + 2), total = sum.get(axis);
-            const T not_finite = bad.get(axis) + bad.get(axis + 2);
-            if (!(not_finite == T(0) && first >= -kMost && last <= kMost && total > T(0) && total <= kMost))
-                return false;
-            furthest = larger(furthest, larger(last, -first));
-            origin_[axis] = first;
-            extent[axis] = larger(static_cast<double>(last) - static_cast<double>(first), 0.0);
-            unit[axis] = static_cast<double>(total) / static_cast<double>(n_);
-            cells *= extent[axis] / unit[axis] + 1;
-            within_reach *= density(reach, extent[axis], unit[axis]);
+            const auto box = [&](int64_t k) { return boxes + 4 * (k * n_ / Sample<T>::kSize) + axis; };
+            const auto finite = [](T x) { return is_finite(x) ? x : T(0); };
+            const Sample<T> centers([&](int64_t k) { return finite(center(box(k)[0], box(k)[2])); });
+            const Sample<T> sizes([&](int64_t k) { return finite(positive_part(box(k)[2] - box(k)[0])); });
+            const double spread = centers.high() - centers.low();
+            unit[axis] = sizes.mean();
+            if (!(unit[axis] > 0 && spread < kMost)) return false;
+            within_reach *= density(reach, spread, unit[axis]);
+            low[axis] = centers.low() - spread - unit[axis];
+            high[axis] = centers.high() + spread + unit[axis];
         }
         if (within_reach < kLeastWithinReach) return false;
+
+        // Of four numbers the first two are of interest, x and y; the others belong to the corner after. NaN is passed
+        // over.
+        Four<T> first = Four<T>::all(kInf<T>), last = Four<T>::all(-kInf<T>);
+        for (int64_t i = 0; i + 1 < n_; ++i) {
+            first = smaller(Four<T>::load(boxes + 4 * i), first);
+            last = larger(Four<T>::load(boxes + 4 * i + 2), last);
+        }
+        const T* const last_box = boxes + 4 * (n_ - 1);
+        first = smaller(Four<T>{{last_box[0], last_box[1], T(0), T(0)}}, first);
+        last = larger(Four<T>{{last_box[2], last_box[3], T(0), T(0)}}, last);
+        double extent[2], cells = 1;
+        for (int axis = 0; axis < 2; ++axis) {
+            low[axis] = larger(static_cast<double>(first.get(axis)), low[axis]);
+            high[axis] = smaller(static_cast<double>(last.get(axis)), high[axis]);
+            extent[axis] = larger(high[axis] - low[axis], 0.0);
+            cells *= extent[axis] / unit[axis] + 1;
+        }
         const double coarser = larger(std::sqrt(cells / static_cast<double>(n_)), 1.0);
         double room = static_cast<double>(most_cells(n_));
         for (int axis = 0; axis < 2; ++axis) {
             sizes_[axis] = static_cast<int64_t>(smaller(extent[axis] / (unit[axis] * coarser) + 1, room));
             room = std::floor(room / static_cast<double>(sizes_[axis]));
             last_[axis] = static_cast<T>(sizes_[axis] - 1);
+            origin_[axis] = static_cast<T>(low[axis]);
             inverse_[axis] = static_cast<T>(static_cast<double>(sizes_[axis]) / (extent[axis] + unit[axis] * 1e-3));
         }
         reach_ = static_cast<T>(reach);
-        slack_ = 8 * std::numeric_limits<T>::epsilon() * furthest + 4 * std::numeric_limits<T>::min();
         return true;
     }
 
-    void place(const T* boxes) {
+    // False where too many are tiny.
+    bool place(const T* boxes, const OverlapTest<T>& test) {
         const int64_t num_cells = sizes_[kX] * sizes_[kY];
         uint32_t* FASTSSD_RESTRICT const cells = cells_.data();
         // Counted two places on, so that writing leaves each start where it belongs.
@@ -190,9 +180,15 @@ class BoxCells {
         for (int64_t i = n_; i < (n_ / kStep + 1) * kStep; ++i) blocks_[i / kStep].set(i % kStep, kNoBox, 0);
         for (int64_t i = 0; i < n_; ++i) {
             const uint32_t to = starts[cells[i] + 1]++;
-            blocks_[to / kStep].set(to % kStep, boxes + 4 * i, static_cast<uint32_t>(i));
+            Block& block = blocks_[to / kStep];
+            block.set(to % kStep, boxes + 4 * i, static_cast<uint32_t>(i));
             cells[i] = to;
+            if (test.tiny(block.area[to % kStep])) {
+                if (num_tiny_ > n_ / kTinyShare) return false;
+                tiny_[num_tiny_++] = to;
+            }
         }
+        return true;
     }
 
     // Some cells of a row, and what else lies in the same blocks, which is tested too and so changes nothing.
@@ -240,7 +236,9 @@ class BoxCells {
     Buffer<uint32_t> cells_;  // of each box: its cell, and in the end its place
     Buffer<uint32_t> starts_;
     int64_t sizes_[2];
-    T origin_[2], inverse_[2], last_[2], reach_, slack_;
+    Buffer<uint32_t> tiny_;  // their places
+    int64_t num_tiny_ = 0;
+    T origin_[2], inverse_[2], last_[2], reach_;
 };
 
 }  // namespace fastssd::FASTSSD_ISA

@@ -7,6 +7,13 @@
 // of its centre, in its own class and in the larger ones within the ratio; it is compared with what lies in the two by
 // two cells around its centre, in the same classes. Cells are places in one hash table: what lands there by accident
 // costs time and changes nothing, since the overlap is computed anyway. Memory is linear in the number of boxes.
+//
+// A class in which few boxes are that belong there, and many smaller ones beside them, is two tables: the smaller ones
+// look only for those that belong. A class to which no box belongs is left out.
+//
+// No box costs the others much. One that is far away, where coordinates are coarse, counts as if it were as large
+// as that needs, so its class has cells to match. Where many boxes are long and thin, width and height have a class
+// each: else thin boxes that cross would fill each other's cells.
 #pragma once
 
 #include <cstdint>
@@ -34,26 +41,148 @@ struct OverlapTest {
     T limit;      // of the quotient
     T low, high;  // inter > low * (a + b) is necessary, inter > high * (a + b) is sufficient
 
-    // Under this area a product may have lost its bits to underflow, and only the quotient tells.
-    static constexpr T kLeastArea = sizeof(T) == 4 ? T(1e-28) : T(1e-280);
+    // Of two boxes under this area, products may have lost their bits to underflow: then only the quotient tells, and
+    // no bound of sizes or distances holds. One box of this area is enough: then an overlap that counts has all bits.
+    static constexpr T kLeastArea = sizeof(T) == 4 ? T(1e-32) : T(1e-290);
+    // Under this threshold there are no bounds either.
+    static constexpr double kLeastLimit = 1e-6;
 
     explicit OverlapTest(T threshold) : limit(threshold), low(T(0)), high(kInf<T>) {
-        constexpr double kMargin = 1e-5, kLeast = 1e-6;
+        constexpr double kMargin = 1e-5;
         const double t = static_cast<double>(threshold);
-        if (t < kLeast) return;
+        if (t < kLeastLimit) return;
         low = static_cast<T>(t / (1 + t) * (1 - kMargin));
         high = static_cast<T>(t / (1 + t) * (1 + kMargin));
     }
 
+    // An IoU with a box of no area, or of one too large for its type, is 0.
+    static FASTSSD_INLINE bool can_overlap(T area) { return (area > T(0)) & (area < kInf<T>); }
+    static FASTSSD_INLINE bool tiny(T area) { return (area > T(0)) & (area < kLeastArea); }
+
+    // How much longer, at most, the side of one of two boxes is whose IoU exceeds the threshold.
+    double most_ratio() const {
+        const double t = static_cast<double>(limit);
+        return t < kLeastLimit ? std::numeric_limits<double>::infinity() : (1 + kBoundMargin) / t;
+    }
+    // How far apart, at most, the centres of two boxes are on an axis, as a multiple of the side of either: their sides
+    // a and b share more than t / (1 + t) * (a + b), and differ by most_ratio() at most.
+    double reach() const {
+        const double t = static_cast<double>(limit);
+        return t < kLeastLimit ? std::numeric_limits<double>::infinity()
+                               : (1 - t) / (2 * t) * (1 + kBoundMargin) + kBoundMargin;
+    }
+    // The same as a multiple of the longer of the two sides.
+    double reach_of_longer() const {
+        const double t = static_cast<double>(limit);
+        return (1 - t) * (1 + kBoundMargin) + kBoundMargin;
+    }
+
     // Where the union is 0 or NaN so is the quotient NaN; it is negative for no pair.
     FASTSSD_INLINE bool exact(T inter, T areas) const { return inter / (areas - inter) > limit; }
+
+    static constexpr double kBoundMargin = 1e-5;  // far above the rounding of any bound
 };
 
+// How far off a centre may be, and what is computed from it, as a share of its coordinate.
 template <typename T>
+constexpr T kCentreError = 4 * std::numeric_limits<T>::epsilon();
+
+// Some numbers out of many, in order, so that those that lie far off stand at the ends and can be left out.
+template <typename T>
+class Sample {
+  public:
+    static constexpr int64_t kSize = 32;
+
+    // number(i) is one of i = 0 to kSize - 1.
+    template <typename Number>
+    explicit Sample(const Number& number) {
+        Entry<KeyOf<T>> entries[kSize], scratch[kSize];
+        T values[kSize];
+        for (int64_t i = 0; i < kSize; ++i) {
+            values[i] = number(i);
+            entries[i] = {rising_key(values[i]), static_cast<uint32_t>(i)};
+        }
+        rank_sort(entries, scratch, kSize);
+        for (int64_t i = 0; i < kSize; ++i) sorted_[i] = static_cast<double>(values[entries[i].index]);
+    }
+
+    double low() const { return sorted_[kOff]; }
+    double high() const { return sorted_[kSize - 1 - kOff]; }
+    double mean() const {
+        double sum = 0;
+        for (int64_t i = kOff; i < kSize - kOff; ++i) sum += sorted_[i] / static_cast<double>(kSize - 2 * kOff);
+        return sum;
+    }
+
+  private:
+    static constexpr int64_t kOff = kSize / 8;
+
+    double sorted_[kSize];
+};
+
+// What the boxes of a grid are like: the largest sides, the furthest coordinate, the mean sides (which count as a
+// square) without those that lie far off.
+template <typename T>
+struct BoxSizes {
+    T most[2], furthest;
+    double mean[2];
+    bool thin, tiny;  // whether more than a few are far longer one way than the other, and whether any is tiny
+
+    using Flag = typename Bits<T>::Signed;  // as wide as T, so that loops vectorise
+
+    BoxSizes(const BoxColumns<T>& boxes, int64_t n) {
+        constexpr int64_t kWide = 16;
+        T width[kWide] = {}, height[kWide] = {}, distance[kWide] = {};
+        Flag any_tiny[kWide] = {};
+        const auto see = [&](int64_t i, int64_t lane) {
+            const bool counts = OverlapTest<T>::can_overlap(boxes.area[i]);
+            const T x = larger(boxes.x2[i], -boxes.x1[i]), y = larger(boxes.y2[i], -boxes.y1[i]);
+            width[lane] = larger(width[lane], counts ? boxes.x2[i] - boxes.x1[i] : T(0));
+            height[lane] = larger(height[lane], counts ? boxes.y2[i] - boxes.y1[i] : T(0));
+            distance[lane] = larger(distance[lane], counts ? larger(x, y) : T(0));
+            any_tiny[lane] |= static_cast<Flag>(OverlapTest<T>::tiny(boxes.area[i]));
+        };
+        int64_t i = 0;
+        for (; i + kWide <= n; i += kWide) {
+            for (int64_t lane = 0; lane < kWide; ++lane) see(i + lane, lane);
+        }
+        for (; i < n; ++i) see(i, 0);
+        most[0] = max_of(width, kWide);
+        most[1] = max_of(height, kWide);
+        furthest = max_of(distance, kWide);
+        tiny = false;
+        for (const Flag any : any_tiny) tiny |= any != 0;
+        const auto side = [&](const T* low, const T* high, int64_t k) {
+            const int64_t at = k * n / Sample<T>::kSize;
+            return OverlapTest<T>::can_overlap(boxes.area[at]) ? high[at] - low[at] : T(0);
+        };
+        mean[0] = Sample<T>([&](int64_t k) { return side(boxes.x1, boxes.x2, k); }).mean();
+        mean[1] = Sample<T>([&](int64_t k) { return side(boxes.y1, boxes.y2, k); }).mean();
+        constexpr double kThin = 16;
+        int64_t num_thin = 0;
+        for (int64_t k = 0; k < Sample<T>::kSize; ++k) {
+            const double wide = static_cast<double>(side(boxes.x1, boxes.x2, k)) * mean[1];
+            const double tall = static_cast<double>(side(boxes.y1, boxes.y2, k)) * mean[0];
+            num_thin += static_cast<int64_t>(larger(wide, tall) > kThin * smaller(wide, tall));
+        }
+        thin = num_thin > 1;
+    }
+
+    // Where none is tiny, far larger than most or far away, and few are thin, less has to be asked of each box.
+    bool regular() const {
+        const double least = smaller(mean[0], mean[1]), error = static_cast<double>(kCentreError<T>);
+        return !thin && !tiny && static_cast<double>(most[0]) <= 4 * mean[0] &&
+               static_cast<double>(most[1]) <= 4 * mean[1] && 64 * error * static_cast<double>(furthest) <= least;
+    }
+};
+
+// kRegular: for boxes of regular sizes.
+template <typename T, bool kRegular>
 class BoxGrid {
   public:
-    // For boxes of finite area, at least OverlapTest<T>::kLeastArea, all of which are among the first n of `boxes`.
-    BoxGrid(const BoxColumns<T>& boxes, int64_t n, const OverlapTest<T>& test)
+    // For boxes that can overlap, all of which are among the first n >= Sample<T>::kSize of `boxes`. What it says of
+    // two tiny ones is not to be relied on (OverlapTest).
+    BoxGrid(const BoxColumns<T>& boxes, int64_t n, const BoxSizes<T>& sizes, const OverlapTest<T>& test)
         : test_(test),
           num_buckets_(buckets_for(n)),
           blocks_(2 * num_buckets_),
@@ -61,33 +190,22 @@ class BoxGrid {
           last_bucket_(static_cast<uint32_t>(num_buckets_ - 1)) {
         std::memset(blocks_.data(), 0, static_cast<std::size_t>(num_buckets_) * sizeof(Block));
         used_ = num_buckets_;
-        measure(boxes, n);
+        measure(boxes, n, sizes);
     }
-
-    // An IoU with a box of no area, or of one too large for its type, is 0.
-    static FASTSSD_INLINE bool can_overlap(T area) { return (area > T(0)) & (area < kInf<T>); }
 
     struct Square {
         uint32_t buckets[4];  // of two cells by two: first the one that holds the centre
     };
     struct Place {
-        T x, y;  // the centre
-        T width, height;
-        int first, last;  // classes of which a box may overlap this one
-        Square square;    // in the first of them
+        T center[2], size[2];
+        int first[2], last[2];  // classes of which a box may overlap this one
+        Square square;          // in the first of them
     };
 
     // Does not look into the table, but starts to load what suppresses() will need.
     FASTSSD_INLINE Place locate(const Box<T>& box) const {
-        Place place;
-        place.x = box.x1 * T(0.5) + box.x2 * T(0.5);
-        place.y = box.y1 * T(0.5) + box.y2 * T(0.5);
-        place.width = box.x2 - box.x1;
-        place.height = box.y2 - box.y1;
-        const T size = size_of(place.width, place.height);
-        place.first = smaller(class_of(size), last_class_);
-        place.last = smaller(class_of(size * most_ratio_), last_class_);
-        place.square = square(place.first, place);
+        Place place = classes_of(box);
+        place.square = square(2 * place.first[kX], 2 * place.first[kRegular ? kX : kY], place);
         for (const uint32_t b : place.square.buckets) FASTSSD_PREFETCH(&blocks_[b]);
         return place;
     }
@@ -95,17 +213,27 @@ class BoxGrid {
     // Whether a box of the grid overlaps `box` by more than the threshold. Adds what it cost, in ns, to `work`.
     FASTSSD_INLINE bool suppresses(const Box<T>& box, const Place& place, int64_t& work) const {
         if (square_suppresses(place.square, box, work)) return true;
-        for (int c = place.first + 1; c <= place.last; ++c) {
-            if (square_suppresses(square(c, place), box, work)) return true;
+        if constexpr (kRegular) {
+            for (int c = place.first[kX] + 1; c <= place.last[kX]; ++c) {
+                if (square_suppresses(square(2 * c, 2 * c, place), box, work)) return true;
+            }
+            return false;
         }
-        return false;
+        return in_further_tables<false>(
+            place, [&](int x, int y) { return square_suppresses(square(x, y, place), box, work); });
     }
 
     FASTSSD_INLINE void insert(const Box<T>& box, const Place& place) {
         append(place.square.buckets[0], box);
-        for (int c = place.first + 1; c <= place.last; ++c) {
-            append(square(c, place).buckets[0], box);
+        if constexpr (kRegular) {
+            for (int c = place.first[kX] + 1; c <= place.last[kX]; ++c)
+                append(square(2 * c, 2 * c, place).buckets[0], box);
+            return;
         }
+        in_further_tables<true>(place, [&](int x, int y) {
+            append(square(x, y, place).buckets[0], box);
+            return false;
+        });
     }
 
   private:
@@ -143,61 +271,114 @@ class BoxGrid {
         return static_cast<int>(((bits >> kMantissaBits) + 1) >> 1);
     }
 
-    // 1 is twice the mean: there a class ends, so that most boxes are in the one below.
-    FASTSSD_INLINE T size_of(T width, T height) const {
-        return positive_part(larger(width * scale_[kX], height * scale_[kY]));
+    // Calls visit(table, table) for those that a box has beside the first, until one says true. The tables of class c
+    // are 2 c and, where it has two, 2 c + 1 for the smaller boxes: a box goes into one of them and looks into both
+    // where it belongs to the class, and else goes into the second and looks into the first.
+    template <bool kToInsert, typename Visit>
+    FASTSSD_INLINE bool in_further_tables(const Place& place, const Visit& visit) const {
+        if (kRegular || !by_aspect_) {
+            return in_tables<kToInsert>(place, kX, true, [&](int table) { return visit(table, table); });
+        }
+        bool first = true;
+        return in_tables<kToInsert>(place, kY, false, [&](int y) {
+            const bool skip = first;
+            first = false;
+            return in_tables<kToInsert>(place, kX, skip, [&](int x) { return visit(x, y); });
+        });
     }
 
-    void measure(const BoxColumns<T>& boxes, int64_t n) {
-        constexpr int64_t kWide = 16;
-        T width[kWide] = {}, height[kWide] = {}, distance[kWide] = {};
-        const auto see = [&](int64_t i, int64_t lane) {
-            const bool counts = can_overlap(boxes.area[i]);
-            const T x = larger(boxes.x2[i], -boxes.x1[i]), y = larger(boxes.y2[i], -boxes.y1[i]);
-            width[lane] = larger(width[lane], counts ? boxes.x2[i] - boxes.x1[i] : T(0));
-            height[lane] = larger(height[lane], counts ? boxes.y2[i] - boxes.y1[i] : T(0));
-            distance[lane] = larger(distance[lane], counts ? larger(x, y) : T(0));
-        };
-        int64_t i = 0;
-        for (; i + kWide <= n; i += kWide) {
-            for (int64_t lane = 0; lane < kWide; ++lane) see(i + lane, lane);
+    template <bool kToInsert, typename Visit>
+    FASTSSD_INLINE bool in_tables(const Place& place, Axis axis, bool skip_first, const Visit& visit) const {
+        const int own = place.first[axis];
+        if (!skip_first && visit(2 * own)) return true;
+        if (!kRegular && !kToInsert && in_two_[axis][own] && visit(2 * own + 1)) return true;
+        for (int c = own + 1; c <= place.last[axis]; ++c) {
+            if constexpr (kRegular) {
+                if (visit(2 * c)) return true;
+            } else {
+                if (taken_[axis][c] && visit(2 * c + static_cast<int>(kToInsert && in_two_[axis][c]))) return true;
+            }
         }
-        for (; i < n; ++i) see(i, 0);
-        const double most[2] = {static_cast<double>(max_of(width, kWide)), static_cast<double>(max_of(height, kWide))};
-        const double furthest = static_cast<double>(max_of(distance, kWide));
+        return false;
+    }
 
-        double sum[2] = {0, 0};
-        const int64_t step = larger<int64_t>(n / 256, 1);
-        double count = 1;
-        for (i = 0; i < n; i += step) {
-            if (!can_overlap(boxes.area[i])) continue;
-            sum[kX] += static_cast<double>(boxes.x2[i]) / 256 - static_cast<double>(boxes.x1[i]) / 256;
-            sum[kY] += static_cast<double>(boxes.y2[i]) / 256 - static_cast<double>(boxes.y1[i]) / 256;
-            count += 1;
+    FASTSSD_INLINE Place classes_of(const Box<T>& box) const {
+        Place place;
+        place.center[kX] = box.x1 * T(0.5) + box.x2 * T(0.5);
+        place.center[kY] = box.y1 * T(0.5) + box.y2 * T(0.5);
+        place.size[kX] = box.x2 - box.x1;
+        place.size[kY] = box.y2 - box.y1;
+        if constexpr (kRegular) {
+            const T longer = positive_part(larger(place.size[kX] * scale_[kX], place.size[kY] * scale_[kY]));
+            place.first[kX] = smaller(class_of(longer), last_class_);
+            place.last[kX] = smaller(class_of(longer * most_ratio_), last_class_);
+            return place;
         }
+        T wide = class_size(place.size[kX], place.center[kX], kX);
+        T tall = class_size(place.size[kY], place.center[kY], kY);
+        if (kRegular || !by_aspect_) wide = tall = larger(wide, tall);
+        place.first[kX] = smaller(class_of(wide), last_class_);
+        place.first[kY] = smaller(class_of(tall), last_class_);
+        place.last[kX] = smaller(class_of(wide * most_ratio_), last_class_);
+        place.last[kY] = smaller(class_of(tall * most_ratio_), last_class_);
+        return place;
+    }
 
+    // 1 is about twice the mean: there a class ends, so that most boxes are in the one below. Far away a box is as
+    // large as makes the error of its centre small.
+    FASTSSD_INLINE T class_size(T size, T center, Axis axis) const {
+        if constexpr (kRegular) return positive_part(size * scale_[axis]);
+        const T distance = larger(center, -center);
+        return positive_part(larger(size, distance * (kCentreError<T> * kErrorsInSize)) * scale_[axis]);
+    }
+
+    void measure(const BoxColumns<T>& boxes, int64_t n, const BoxSizes<T>& sizes) {
+        const T* const most = sizes.most;
+        const T furthest = sizes.furthest;
         constexpr double kTiny = 4 * static_cast<double>(std::numeric_limits<T>::min());
         double unit[2];
         for (int axis = 0; axis < 2; ++axis) {
-            const double typical = 2 * sum[axis] / count * 256;
-            unit[axis] = larger(smaller(typical, most[axis] * (1 + kMargin)), kTiny);
+            const double largest = static_cast<double>(most[axis]) * (1 + test_.kBoundMargin);
+            // One class for all where none is far larger than most.
+            unit[axis] = larger(largest <= 3 * sizes.mean[axis] ? largest : 2 * sizes.mean[axis], kTiny);
             scale_[axis] = clamped(1 / unit[axis]);
         }
-        const double t = static_cast<double>(test_.limit);
-        most_ratio_ = static_cast<T>((1 + kMargin) / larger(t, 1e-30));
-        // A box of width w and one of at most w / t overlap too much only where their centres are at most this many w
-        // apart. (The smaller lies in the larger at the far end.)
-        reach_ = clamped(larger(1 - t, (1 / larger(t, 1e-30) - 1) / 2) * (1 + kMargin) + kMargin);
-        const double slack = 8 * static_cast<double>(std::numeric_limits<T>::epsilon()) * furthest + kTiny;
-        slack_ = static_cast<T>(slack);
-        last_class_ = class_of(size_of(static_cast<T>(most[kX]), static_cast<T>(most[kY])));
+        by_aspect_ = sizes.thin;
+        slack_ = kCentreError<T> * furthest + T(kTiny);
+        most_ratio_ = clamped(test_.most_ratio());
+        reach_ = clamped(test_.reach());
+        last_class_ = class_of(larger(class_size(most[kX], furthest, kX), class_size(most[kY], furthest, kY)));
         // Two boxes, one of a class and one of it or a smaller one, overlap too much only where their centres are at
-        // most 1 - t of the largest width of the class apart.
+        // most this multiple of the largest width of the class apart.
+        const double reach = test_.reach_of_longer() + 0.01;
         double largest = std::ldexp(1.0, smaller(2 * last_class_ + 2 - (1 << (kExponentBits - 1)), 1000));
         for (int c = last_class_; c >= 0; --c, largest /= 4) {
             for (int axis = 0; axis < 2; ++axis) {
-                inverse_[c][axis] = clamped(1 / (2 * (1 - t + 0.02) * largest * unit[axis] + 16 * slack));
-                most_reach_[c][axis] = clamped((1 - t + 0.01) * largest * unit[axis]);
+                inverse_[c][axis] = clamped(1 / (2 * (reach + 0.01) * largest * unit[axis] +
+                                                 16 * (kRegular ? static_cast<double>(slack_) : kTiny)));
+                most_reach_[c][axis] = clamped(reach * largest * unit[axis]);
+            }
+        }
+        if constexpr (!kRegular) count_classes(boxes, n);
+    }
+
+    void count_classes(const BoxColumns<T>& boxes, int64_t n) {
+        constexpr uint32_t kManyMore = 4;
+        uint32_t counts[2][kClasses];
+        std::memset(counts, 0, sizeof counts);
+        for (int64_t i = 0; i < n; ++i) {
+            const Place place = classes_of(Box<T>(boxes, i));
+            ++counts[kX][place.first[kX]];
+            ++counts[kY][place.first[kY]];
+        }
+        // How many classes a box can be under one to whose boxes it is near enough in size.
+        const int below = smaller(class_of(most_ratio_) - class_of(T(1)) + 1, last_class_);
+        for (int axis = 0; axis < 2; ++axis) {
+            for (int c = 0; c <= last_class_; ++c) {
+                uint64_t smaller_ones = 0;
+                for (int k = 1; k <= below && k <= c; ++k) smaller_ones += counts[axis][c - k];
+                taken_[axis][c] = counts[axis][c] > 0;
+                in_two_[axis][c] = taken_[axis][c] && smaller_ones > uint64_t{kManyMore} * counts[axis][c];
             }
         }
     }
@@ -214,26 +395,28 @@ class BoxGrid {
     }
 
     // The cells within reach of the centre, which are two at most on each axis.
-    FASTSSD_INLINE Square square(int c, const Place& place) const {
-        const Span x = span(place.x, place.width, c, kX), y = span(place.y, place.height, c, kY);
-        const uint64_t own_row = row(c, y.own), other_row = row(c, y.other);
+    FASTSSD_INLINE Square square(int table_x, int table_y, const Place& place) const {
+        const Span x = span(place, table_x / 2, kX), y = span(place, table_y / 2, kY);
+        const uint64_t tables =
+            static_cast<uint64_t>(table_x) * 0x85ebca6bu + static_cast<uint64_t>(table_y) * 0xc2b2ae35u;
+        const uint64_t own_row = row(tables, y.own), other_row = row(tables, y.other);
         return {
             {bucket(own_row, x.own), bucket(own_row, x.other), bucket(other_row, x.own), bucket(other_row, x.other)}};
     }
     struct Span {
         uint64_t own, other;  // the same where one cell is enough
     };
-    FASTSSD_INLINE Span span(T center, T width, int c, Axis axis) const {
-        const T inverse = inverse_[c][axis];
-        const T reach = smaller(width * reach_, most_reach_[c][axis]) + slack_;
+    FASTSSD_INLINE Span span(const Place& place, int c, Axis axis) const {
+        constexpr T kTiny = 4 * std::numeric_limits<T>::min();
+        const T center = place.center[axis], inverse = inverse_[c][axis];
+        const T error = kRegular ? slack_ : larger(center, -center) * kCentreError<T> + kTiny;
+        const T reach = smaller(place.size[axis] * reach_, most_reach_[c][axis]) + error;
         const auto own = static_cast<uint64_t>(cell(center * inverse));
         const auto first = static_cast<uint64_t>(cell((center - reach) * inverse));
         const auto last = static_cast<uint64_t>(cell((center + reach) * inverse));
         return {own, first + last - own};
     }
-    static FASTSSD_INLINE uint64_t row(int c, uint64_t y) {
-        return y * 0x9e3779b1u + static_cast<uint64_t>(c) * 0x85ebca6bu;
-    }
+    static FASTSSD_INLINE uint64_t row(uint64_t tables, uint64_t y) { return y * 0x9e3779b1u + tables; }
     FASTSSD_INLINE uint32_t bucket(uint64_t row, uint64_t x) const {
         return static_cast<uint32_t>(row + x) & last_bucket_;
     }
@@ -255,7 +438,8 @@ class BoxGrid {
         if (!(blocks_[b[0]].full() | blocks_[b[1]].full() | blocks_[b[2]].full() | blocks_[b[3]].full())) return false;
         for (int i = 0; i < 4; ++i) {
             if ((i % 2 == 1 && b[i] == b[i - 1]) || (i >= 2 && b[i] == b[i - 2])) continue;  // asked already
-            for (uint32_t next = b[i]; blocks_[next].full() && (next = next_[next]) != 0;) {
+            if (!blocks_[b[i]].full()) continue;
+            for (uint32_t next = next_[b[i]]; next != 0; next = next_[next]) {
                 work += 4;
                 if (block_suppresses(blocks_[next], box)) return true;
             }
@@ -297,30 +481,40 @@ class BoxGrid {
     }
 
     FASTSSD_INLINE void append(uint32_t b, const Box<T>& box) {
-        while (blocks_[b].full()) {
-            if (next_[b] == 0) {
-                blocks_.reserve(used_ + 1, used_);
-                next_.reserve(used_ + 1, used_);
-                std::memset(&blocks_[used_], 0, sizeof(Block));
-                next_[b] = static_cast<uint32_t>(used_++);
-            }
-            b = next_[b];
+        if (!blocks_[b].full()) {
+            if (blocks_[b].add(box)) next_[b] = 0;
+            return;
         }
-        if (blocks_[b].add(box)) next_[b] = 0;
+        uint32_t newest = next_[b];
+        if (newest == 0 || blocks_[newest].full()) {
+            blocks_.reserve(used_ + 1, used_);
+            next_.reserve(used_ + 1, used_);
+            std::memset(&blocks_[used_], 0, sizeof(Block));
+            next_[used_] = newest;
+            newest = static_cast<uint32_t>(used_++);
+            next_[b] = newest;
+        }
+        blocks_[newest].add(box);
     }
 
-    static constexpr double kMargin = 1e-5;  // far above the rounding of any bound
+    // A class begins where this many errors of a centre fit into a box.
+    static constexpr T kErrorsInSize = 256;
 
     const OverlapTest<T> test_;
     const int64_t num_buckets_;
     Buffer<Block> blocks_;   // the buckets, then what they overflow into
-    Buffer<uint32_t> next_;  // of each full block: where it overflows into, or 0
+    Buffer<uint32_t> next_;  // of a full bucket and of what it overflows into, the newest first: the next one, or 0
     int64_t used_;
-    T scale_[2], most_ratio_, reach_, slack_;
+    T scale_[2], most_ratio_, reach_;
+    T slack_;         // the largest error of a centre
+    bool by_aspect_;  // classes of width and of height, else of the larger of the two
+
     const uint32_t last_bucket_;
     int last_class_;
-    // Of each class up to the last: 1 / the extent of a cell, and what its boxes reach at most.
+    // Of each class up to the last: 1 / the extent of a cell, what its boxes reach at most, whether any box belongs to
+    // it, and whether it has two tables.
     T inverse_[kClasses][2], most_reach_[kClasses][2];
+    bool taken_[2][kClasses], in_two_[2][kClasses];
 };
 
 }  // namespace fastssd::FASTSSD_ISA

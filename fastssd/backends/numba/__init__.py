@@ -1,5 +1,6 @@
 """The Numba backend: kernels in Python, compiled at first use, for where no compiled wheel exists."""
 
+from fastssd.backends.numba._interrupt import interruptible
 from fastssd.backends.numba.anchors import grid_anchors
 from fastssd.backends.numba.boxes import box_area, box_convert, clip_boxes_to_image, remove_small_boxes
 from fastssd.backends.numba.coding import decode_boxes, encode_boxes
@@ -39,3 +40,6 @@ __all__ = [
     "remove_small_boxes",
     "soft_nms",
 ]
+
+for _name in __all__:
+    globals()[_name] = interruptible(globals()[_name])

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastssd.backends.numba._interrupt import interrupted
 from fastssd.backends.numba._jit import jit
+
+MANY = 1 << 20  # from here on a pass takes long enough to ask for Ctrl-C after it
 
 Keys = NDArray[Any]  # uint32 or uint64
 
@@ -41,6 +44,8 @@ def sort_by(keys: Keys, order: NDArray[Any]) -> NDArray[Any]:
             places[np.uint64((np.uint64(keys[i]) >> shift) & mask)] += np.uint64(1)
         if places[np.uint64((np.uint64(keys[0]) >> shift) & mask)] == n:
             continue
+        if n > MANY and interrupted():
+            break
         start = np.uint64(0)
         for digit in range(len(places)):
             count = places[digit]

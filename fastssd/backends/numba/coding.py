@@ -11,6 +11,7 @@ from fastssd.backends.numba._jit import jit
 from fastssd.backends.numba._math import exp
 
 PORTION = 128  # rows of deltas that are decoded at once
+ROWS = 1 << 20  # so many take some 20 ms; in between Python sees Ctrl-C, which a kernel does not
 
 
 @jit
@@ -42,7 +43,7 @@ def row(flat: Float, i: int) -> Any:
 
 
 @jit
-def encode_boxes(boxes: Float, anchors: Float, center_variance: float, size_variance: float, out: Float) -> None:
+def _encode_boxes(boxes: Float, anchors: Float, center_variance: float, size_variance: float, out: Float) -> None:
     kind, a = boxes.dtype.type, anchors.reshape(-1)
     half, cv, sv = kind(0.5), kind(center_variance), kind(size_variance)
     for b in range(len(boxes) if len(anchors) else 0):
@@ -52,7 +53,7 @@ def encode_boxes(boxes: Float, anchors: Float, center_variance: float, size_vari
 
 
 @jit
-def decode_boxes(deltas: Float, anchors: Float, center_variance: float, size_variance: float, out: Float) -> None:
+def _decode_boxes(deltas: Float, anchors: Float, center_variance: float, size_variance: float, out: Float) -> None:
     kind, priors = deltas.dtype.type, anchors.reshape(-1)
     half, cv, sv = kind(0.5), kind(center_variance), kind(size_variance)
     growth_w, growth_h = np.empty(PORTION, deltas.dtype), np.empty(PORTION, deltas.dtype)
@@ -71,3 +72,23 @@ def decode_boxes(deltas: Float, anchors: Float, center_variance: float, size_var
                 to[4 * i], to[4 * i + 1], to[4 * i + 2], to[4 * i + 3] = decode(
                     (delta[4 * i], delta[4 * i + 1]), (growth_w[i], growth_h[i]), row(anchor, i), half, cv
                 )
+
+
+def _in_pieces(
+    kernel: Any, rows: Float, anchors: Float, center_variance: float, size_variance: float, out: Float
+) -> None:
+    if out.size <= 4 * ROWS:
+        return kernel(rows, anchors, center_variance, size_variance, out)
+    for b in range(len(rows)):
+        for first in range(0, len(anchors), ROWS):
+            part = slice(first, first + ROWS)
+            kernel(rows[b : b + 1, part], anchors[part], center_variance, size_variance, out[b : b + 1, part])
+    return None
+
+
+def encode_boxes(boxes: Float, anchors: Float, center_variance: float, size_variance: float, out: Float) -> None:
+    _in_pieces(_encode_boxes, boxes, anchors, center_variance, size_variance, out)
+
+
+def decode_boxes(deltas: Float, anchors: Float, center_variance: float, size_variance: float, out: Float) -> None:
+    _in_pieces(_decode_boxes, deltas, anchors, center_variance, size_variance, out)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssd.backends import FORCE_MATCH, Bool, Float, Int
+from fastssd.backends.numba._interrupt import WORK, interrupted
 from fastssd.backends.numba._jit import jit
 from fastssd.backends.numba._math import bits_of, round_up
 from fastssd.backends.numba.boxes import area_of, columns
@@ -23,7 +24,6 @@ Bits = NDArray[Any]  # signed integers as wide as the floats
 
 BIPARTITE, BEST, LOW_QUALITY = FORCE_MATCH["bipartite"], FORCE_MATCH["best"], FORCE_MATCH["low_quality"]
 BLOCK = 32
-WORK = 1 << 25  # so many pairs take some 10 ms; in between Python sees Ctrl-C
 
 
 @jit
@@ -113,9 +113,14 @@ def _force_bipartite(
     """
     x1, y1, x2, y2, area = gts
     zero, served = tops.dtype.type(0), tops.dtype.type(-1)
-    free = 0
+    free, work = 0, np.int64(0)
     for _ in range(min(len(tops), len(iou))):
         while True:
+            work += len(tops) + hulls.shape[1]
+            if work > WORK:
+                work = np.int64(0)
+                if interrupted():
+                    return
             g = 0
             for other in range(1, len(tops)):
                 if tops[other] > tops[g] or (tops[other] == tops[g] and top_anchors[other] < top_anchors[g]):
@@ -143,8 +148,13 @@ def _force_bipartite(
 def _force_low_quality(blocks: Float, hulls: Float, gts: Any, tops: Float, best_gt: Bits, gt_idx: Int) -> None:
     """Make every anchor positive that is as good as the best one of some ground truth."""
     x1, y1, x2, y2, area = gts
-    zero = tops.dtype.type(0)
+    zero, work = tops.dtype.type(0), np.int64(0)
     for g in range(len(tops)):
+        work += len(gt_idx)
+        if work > WORK:
+            work = np.int64(0)
+            if interrupted():
+                return
         gt = x1[g], y1[g], x2[g], y2[g], area[g]
         for block in range(hulls.shape[1]):
             if tops[g] == zero or _touches(hulls, block, gt):
@@ -180,8 +190,13 @@ def _match_one(
     gts = columns(gt_boxes)
     x1, y1, x2, y2, area = gts
     tops, top_anchors = np.empty(len(gt_boxes), iou.dtype), np.empty(len(gt_boxes), np.int64)
-    scratch = np.empty(BLOCK, iou.dtype)
+    scratch, work = np.empty(BLOCK, iou.dtype), np.int64(0)
     for g in range(len(gt_boxes)):
+        work += len(iou)
+        if work > WORK:
+            work = np.int64(0)
+            if interrupted():
+                return
         gt, index = (x1[g], y1[g], x2[g], y2[g], area[g]), best_gt.dtype.type(g)
         tops[g], top_anchors[g] = _ask(blocks, hulls, gt, index, best_bits, best_gt, scratch)
     for i in range(len(iou)):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssd.backends import Bool, Float
+from fastssd.backends.numba._interrupt import interrupted
 from fastssd.backends.numba._jit import jit
 from fastssd.backends.numba._math import ordered
 
@@ -36,6 +37,8 @@ def kth_largest(keys: Keys, k: int) -> Any:
     while low < high:
         middle = keys.dtype.type((low | high) - ((low ^ high) >> 1))  # their mean rounded up, which cannot overflow
         count = _count(keys, middle)
+        if len(keys) > LOSSES and interrupted():
+            break
         if count >= k:
             low = middle
         else:
@@ -63,6 +66,8 @@ def _mine(loss: Float, positive: Bool, neg_pos_ratio: float, min_negatives: int,
             out[i] = keys[i] != never
     else:
         least = kth_largest(keys, wanted)
+        if len(keys) > LOSSES and interrupted():
+            return
         for i in range(len(loss)):
             out[i] = keys[i] > least
         ties, i = wanted - _count(keys, kind(least + 1)) if least < first else wanted, 0

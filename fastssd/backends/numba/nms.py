@@ -8,17 +8,21 @@ contract. Two ways lead through the boxes, best first:
   and the survivors move together.
 - Many: a grid of kept boxes. Boxes with an IoU over t are alike in size and their centers are near, so a kept box is
   entered in the (at most four) cells in which the center of a box that it can suppress may lie, on a level with cells
-  as large as that needs. A box then asks its own cell, on the levels of boxes of like size.
+  as large as that needs. A box then asks its own cell, on the levels of boxes of like size. A level goes by the longer
+  side, or, where many boxes are thin, by width and height. Cells are places in a hash table, so it does not matter how
+  far apart boxes are.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastssd.backends import SOFT_NMS_METHODS, Bool, Float, Int
+from fastssd.backends.numba._interrupt import WORK
 from fastssd.backends.numba._jit import jit
 from fastssd.backends.numba._math import bits_of, exp, falling_keys, ordered, round_down
 from fastssd.backends.numba._sort import sort_by
@@ -30,8 +34,12 @@ Bits = NDArray[Any]  # signed integers as wide as the floats
 
 BLOCK, TILE = 64, 256
 FEW = 256  # from here on the grid is faster
+EXPONENTS = 1100  # more than any float has
+FURTHEST = 2.0**62
+ERROR = 2.0**-50  # how far off a center may be, as a share of its coordinate
+ERRORS_IN_SIDE = 64
+SAMPLE, THIN = 256, 16
 LEAST_THRESHOLD = 0.1  # under it boxes far apart and of any size suppress each other, and there is nothing to prune
-WORK = 1 << 25  # so many pairs take some 10 ms; in between Python sees Ctrl-C, which a kernel does not
 
 
 # --- in order --------------------------------------------------------------------------------------------------------
@@ -45,7 +53,7 @@ def _by_score(boxes: Float, scores: Float) -> Places:
     for i in range(len(boxes)):
         area = area_of(flat[4 * i], flat[4 * i + 1], flat[4 * i + 2], flat[4 * i + 3], zero)
         order[found], usable[found] = i, scores[i]  # overwritten by the next one unless it counts
-        found += (area == area) & (scores[i] == scores[i])
+        found += (area == area) & (usable[found] == usable[found])  # the copy: nobody else writes to it
     return sort_by(falling_keys(usable[:found]), order[:found])
 
 
@@ -56,11 +64,12 @@ def _by_group(idxs: Int, order: Places) -> tuple[Places, Int]:
     groups = np.empty(n, np.uint64)
     for rank in range(n):
         groups[rank] = np.uint64(idxs[order[rank]]) ^ np.uint64(1 << 63)
+    own = groups.copy()  # nobody else writes to it
     ranks = sort_by(groups, np.arange(n).astype(np.int32))
     starts, found = np.empty(n + 1, np.int64), 0
     for i in range(n):
         starts[found] = i
-        found += i == 0 or idxs[order[ranks[i]]] != idxs[order[ranks[i - 1]]]
+        found += i == 0 or own[ranks[i]] != own[ranks[i - 1]]
     starts[found] = n
     return ranks, starts[: found + 1]
 
@@ -215,61 +224,78 @@ def _small_groups(live: Float, ranks: Places, starts: Int, group: int, few: int,
 
 
 @jit
-def _plan(live: Float, start: int, stop: int, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The levels of the grid, [L, 5] (largest side on it, cells per unit, columns, rows, first cell), and (x, y, reach,
-    slack): a box of width w can suppress a box whose center is within reach * w + slack of its own."""
-    low_x = low_y = least = np.inf
-    high_x = high_y = -np.inf
+def _exponent(side: float) -> int:
+    """e of 2 ** (e - 1) <= side < 2 ** e, within [-EXPONENTS, EXPONENTS)."""
+    return np.int64(min(max(math.frexp(side)[1], -EXPONENTS), EXPONENTS - 1))
+
+
+@jit
+def _side(low: float, high: float) -> float:
+    """The extent of a box on an axis, or what makes the error of its center small if that is more."""
+    return max(high - low, abs(0.5 * low + 0.5 * high) * (ERROR * ERRORS_IN_SIDE))
+
+
+@jit
+def _plan(live: Float, start: int, stop: int) -> tuple[bool, Bool]:
+    """Whether levels go by width and height, and which exponents of (longer) sides there are, [2, 2 * EXPONENTS]."""
+    zero, thin = live.dtype.type(0), np.int64(0)
+    there = np.zeros((2, 2 * EXPONENTS), np.bool_)
+    step = max(1, (stop - start) // SAMPLE)
+    for i in range(start, stop, step):
+        if live[4, i] > zero:
+            width, height = np.float64(live[2, i]) - live[0, i], np.float64(live[3, i]) - live[1, i]
+            thin += max(width, height) > THIN * min(width, height)
+    by_aspect = 32 * thin * step > stop - start
     for i in range(start, stop):
-        area = np.float64(live[4, i])
-        if 0 < area < np.inf:
-            x1, y1, x2, y2 = (
-                np.float64(live[0, i]),
-                np.float64(live[1, i]),
-                np.float64(live[2, i]),
-                np.float64(live[3, i]),
-            )
-            low_x, low_y, high_x, high_y = min(low_x, x1), min(low_y, y1), max(high_x, x2), max(high_y, y2)
-            least = min(least, max(x2 - x1, y2 - y1))
-    width, height, count = high_x - low_x, high_y - low_y, stop - start
-    # Of two boxes with an IoU over t no side is longer than 1 / t times that of the other, and they share at least t of
-    # the longer, b: the centers are at most (a + b) / 2 - t b apart. For a kept side a that is most at b = a / t if
-    # t < 1 / 2, else at b = a.
-    reach = (1 - threshold) / (2 * threshold) if threshold < 0.5 else 1 - threshold
-    reach = (reach + 1e-3) * (1 + 1e-5)
-    slack = 1e-15 * max(abs(low_x), abs(low_y), abs(high_x), abs(high_y))
-    origin = np.array([low_x, low_y, reach, slack])
-    cell = max(
-        2.01 * (reach * least + slack), np.sqrt(width) * np.sqrt(height) / np.sqrt(count), width / count, height / count
-    )
-    levels = np.empty((64, 5))
-    found, cells = 0, 0.0
-    if not cell < np.inf:  # nothing to put into a grid, or too far apart for numbers
-        return levels[:0], origin
-    while True:
-        columns, rows = np.floor(width / cell) + 1, np.floor(height / cell) + 1
-        levels[found, 0] = (0.499 * cell - slack) / reach  # less than half, so that rounding cannot make it three cells
-        levels[found, 1], levels[found, 2], levels[found, 3], levels[found, 4] = 1 / cell, columns, rows, cells
-        cells += columns * rows
-        found += 1
-        if columns * rows == 1:
-            levels[found - 1, 0] = np.inf
-            return levels[:found], origin
-        cell *= 2
+        if live[4, i] > zero:
+            width = _side(np.float64(live[0, i]), np.float64(live[2, i]))
+            height = _side(np.float64(live[1, i]), np.float64(live[3, i]))
+            if not by_aspect:
+                width = height = max(width, height)
+            there[0, EXPONENTS + _exponent(width)] = True
+            there[1, EXPONENTS + _exponent(height)] = True
+    return by_aspect, there
 
 
 @jit
-def _level(levels: NDArray[np.float64], side: float) -> int:
-    """The level of boxes whose longer side is this."""
-    level = 0
-    while side > levels[level, 0]:
-        level += 1
-    return level
+def _cell(center: float, exponent: int, per_side: float) -> int:
+    """The cell of a center on a level whose sides are under 2 ** exponent and whose cells are 1 / per_side of that."""
+    return np.int64(min(max(np.floor(math.ldexp(center * per_side, -exponent)), -FURTHEST), FURTHEST))
 
 
 @jit
-def _cell(center: float, low: float, per_unit: float, cells: float) -> int:
-    return np.int64(min(max((center - low) * per_unit, 0.0), cells - 1))
+def _place(column: int, row: int, level_x: int, level_y: int, mask: int) -> int:
+    return (column + row * 0x9E3779B1 + level_x * 0x85EBCA6B + level_y * 0xC2B2AE35) & mask
+
+
+@jit
+def _suppressed_in(
+    node: int, box: Any, threshold: float, corners: Float, nodes: NDArray[Any], least: Any, zero: Any
+) -> tuple[bool, int]:
+    """Whether one of a chain of nodes suppresses a box, and how many were asked. Where the areas of both are under
+    `least` the bounds do not count."""
+    x1, y1, x2, y2, area, bound = box
+    asked = np.int64(0)
+    while node >= 0:
+        asked += 1
+        bx1, by1, bx2, by2 = corners[node, 0], corners[node, 1], corners[node, 2], corners[node, 3]
+        inter = overlap(x1, y1, x2, y2, bx1, by1, bx2, by2, zero)
+        if (inter > bound + corners[node, 4] or area < least) and _exceeds(
+            inter, area_of(bx1, by1, bx2, by2, zero), area, threshold, zero
+        ):
+            return True, asked
+        node = np.int64(nodes[node, 5])
+    return False, asked
+
+
+@jit
+def _enter(place: int, box: Any, heads: Places, corners: Float, nodes: NDArray[Any], used: int) -> int:
+    x1, y1, x2, y2, _, bound = box
+    corners[used, 0], corners[used, 1], corners[used, 2], corners[used, 3] = x1, y1, x2, y2
+    corners[used, 4] = bound
+    nodes[used, 5] = heads[place]
+    heads[place] = used
+    return used + 1
 
 
 @jit
@@ -279,8 +305,9 @@ def _through_grid(
     at: int,
     stop: int,
     threshold: float,
-    levels: NDArray[np.float64],
-    origin: NDArray[np.float64],
+    by_aspect: bool,
+    there: Bool,
+    least: Any,
     heads: Places,
     nodes: NDArray[Any],
     corners: Float,
@@ -290,54 +317,53 @@ def _through_grid(
     """NMS of the boxes [at, stop), until some work is done. Returns the box to go on with and the number of nodes used.
 
     A node is an entry of a kept box in a cell: its corners and bound, seen as floats in `corners`, and in nodes[:, 5]
-    the next node of the cell.
+    the next node of the cell. The last of `heads` is the chain of boxes with an area under `least`.
     """
-    zero = live.dtype.type(0)
-    low_x, low_y, reach, slack = origin[0], origin[1], origin[2], origin[3]
-    work = WORK // 8
+    zero, mask = live.dtype.type(0), len(heads) - 2
+    # Of two boxes with an IoU over t no side is longer than 1 / t times that of the other, b / a, and they share more
+    # than t / (1 + t) of a + b: their centers are less than (1 - t) / (2 t) a apart.
+    reach = (1 - threshold) / (2 * threshold) * (1 + 1e-5) + 1e-5
+    per_side = 1 / (2.02 * (reach + 2 / ERRORS_IN_SIDE))
+    work = np.int64(WORK // 8)
     while at < stop and work > 0:
-        x1, y1, x2, y2, area, bound = live[0, at], live[1, at], live[2, at], live[3, at], live[4, at], live[5, at]
+        box = live[0, at], live[1, at], live[2, at], live[3, at], live[4, at], live[5, at]
+        area = box[4]
         work -= 1
         if not (area > zero and area < np.inf):  # its IoU with any other box is 0
             kept[ranks[at]] = True
             at += 1
             continue
-        width, height = np.float64(x2) - np.float64(x1), np.float64(y2) - np.float64(y1)
-        cx, cy = 0.5 * (np.float64(x1) + np.float64(x2)), 0.5 * (np.float64(y1) + np.float64(y2))
-        side, suppressed = max(width, height), False
-        level, highest = _level(levels, side * threshold * (1 - 1e-5)), _level(levels, side / threshold * (1 + 1e-5))
-        while level <= highest and not suppressed:
-            column = _cell(cx, low_x, levels[level, 1], levels[level, 2])
-            row = _cell(cy, low_y, levels[level, 1], levels[level, 3])
-            node = np.int64(heads[np.int64(levels[level, 4]) + row * np.int64(levels[level, 2]) + column])
-            while node >= 0:
-                work -= 1
-                bx1, by1, bx2, by2 = corners[node, 0], corners[node, 1], corners[node, 2], corners[node, 3]
-                inter = overlap(x1, y1, x2, y2, bx1, by1, bx2, by2, zero)
-                if inter > bound + corners[node, 4] and _exceeds(
-                    inter, area_of(bx1, by1, bx2, by2, zero), area, threshold, zero
-                ):
-                    suppressed = True
-                    break
-                node = np.int64(nodes[node, 5])
-            level += 1
+        x1, y1, x2, y2 = np.float64(box[0]), np.float64(box[1]), np.float64(box[2]), np.float64(box[3])
+        width, height = _side(x1, x2), _side(y1, y2)
+        if not by_aspect:
+            width = height = max(width, height)
+        cx, cy = 0.5 * x1 + 0.5 * x2, 0.5 * y1 + 0.5 * y2
+        low_x, high_x = _exponent(width * threshold * (1 - 1e-5)), _exponent(width / threshold * (1 + 1e-5))
+        low_y, high_y = _exponent(height * threshold * (1 - 1e-5)), _exponent(height / threshold * (1 + 1e-5))
+        suppressed = False
+        for level_x in range(low_x, high_x + 1):
+            if suppressed or not there[0, EXPONENTS + level_x]:
+                continue
+            column = _cell(cx, level_x, per_side)
+            for level_y in range(low_y if by_aspect else level_x, (high_y if by_aspect else level_x) + 1):
+                if suppressed or not there[1, EXPONENTS + level_y]:
+                    continue
+                row = _cell(cy, level_y, per_side)
+                node = np.int64(heads[_place(column, row, level_x, level_y, mask)])
+                suppressed, asked = _suppressed_in(node, box, threshold, corners, nodes, zero, zero)
+                work -= asked
+        if area < least and not suppressed:
+            suppressed, asked = _suppressed_in(np.int64(heads[mask + 1]), box, threshold, corners, nodes, least, zero)
+            work -= asked
         if not suppressed:
             kept[ranks[at]] = True
-            level = _level(levels, side)
-            per_unit, columns, rows, first = levels[level, 1], levels[level, 2], levels[level, 3], levels[level, 4]
-            reach_x, reach_y = reach * width + slack, reach * height + slack
-            for row in range(
-                _cell(cy - reach_y, low_y, per_unit, rows), _cell(cy + reach_y, low_y, per_unit, rows) + 1
-            ):
-                for column in range(
-                    _cell(cx - reach_x, low_x, per_unit, columns), _cell(cx + reach_x, low_x, per_unit, columns) + 1
-                ):
-                    cell = np.int64(first) + row * np.int64(columns) + column
-                    corners[used, 0], corners[used, 1], corners[used, 2], corners[used, 3] = x1, y1, x2, y2
-                    corners[used, 4] = bound
-                    nodes[used, 5] = heads[cell]
-                    heads[cell] = used
-                    used += 1
+            level_x, level_y = _exponent(width), _exponent(height)
+            reach_x, reach_y = reach * (x2 - x1) + ERROR * abs(cx), reach * (y2 - y1) + ERROR * abs(cy)
+            for row in range(_cell(cy - reach_y, level_y, per_side), _cell(cy + reach_y, level_y, per_side) + 1):
+                for column in range(_cell(cx - reach_x, level_x, per_side), _cell(cx + reach_x, level_x, per_side) + 1):
+                    used = _enter(_place(column, row, level_x, level_y, mask), box, heads, corners, nodes, used)
+            if area < least:
+                used = _enter(mask + 1, box, heads, corners, nodes, used)
         at += 1
     return at, used
 
@@ -356,7 +382,7 @@ def _usable(boxes: Float, scores: Float, lowest: Any) -> tuple[Float, Float, Pla
         area = area_of(x1, y1, x2, y2, zero)
         live[0, found], live[1, found], live[2, found], live[3, found], live[4, found] = x1, y1, x2, y2, area
         current[found], index[found] = scores[i], i
-        found += (area == area) & (scores[i] > lowest)
+        found += (area == area) & (current[found] > lowest)  # the copy: nobody else writes to it
     return live, current[:found], index
 
 
@@ -434,19 +460,32 @@ def _large_group(live: Float, ranks: Places, start: int, stop: int, threshold: f
     left, before = stop - start, np.inf
     while FEW < left < before / 2:
         before, left = left, _blocks(live, ranks, start, left, threshold, kept, 1)
-    levels, origin = _plan(live, start, start + left, max(threshold, LEAST_THRESHOLD))
-    if left <= FEW or threshold < LEAST_THRESHOLD or len(levels) == 0:
+    if left <= FEW or threshold < LEAST_THRESHOLD:
         while left:
             left = _blocks(live, ranks, start, left, threshold, kept, WORK)
         return
     stop = start + left
     integer = np.int32 if live.itemsize == 4 else np.int64
-    heads = np.full(int(levels[-1, 4]) + 1, -1, np.int32)
-    nodes = np.empty((4 * (stop - start), 8), integer)  # the system gives only what is written to
+    by_aspect, there = _plan(live, start, stop)
+    heads = np.full((1 << int(left).bit_length()) + 1, -1, np.int32)
+    nodes = np.empty((5 * left, 8), integer)  # the system gives only what is written to
+    least = live.dtype.type(1e-32 if live.itemsize == 4 else 1e-290)
     used, at = 0, start
     while at < stop:
         at, used = _through_grid(
-            live, ranks, at, stop, threshold, levels, origin, heads, nodes, nodes.view(live.dtype), used, kept
+            live,
+            ranks,
+            at,
+            stop,
+            threshold,
+            by_aspect,
+            there,
+            least,
+            heads,
+            nodes,
+            nodes.view(live.dtype),
+            used,
+            kept,
         )
 
 

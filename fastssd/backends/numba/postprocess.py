@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssd.backends import ACTIVATIONS, Float, Int
+from fastssd.backends.numba._interrupt import WORK, interrupted
 from fastssd.backends.numba._jit import jit
 from fastssd.backends.numba._math import exp, falling_keys, ordered, round_down, softmax_terms, value_of
 from fastssd.backends.numba._sort import sort_by
@@ -27,7 +28,7 @@ Places = NDArray[np.int32]
 
 SOFTMAX, SIGMOID = ACTIVATIONS["softmax"], ACTIVATIONS["sigmoid"]
 PORTION, SAMPLE = 2048, 1024
-LOGITS = 1 << 22  # so many take some 10 ms; in between Python sees Ctrl-C, which a kernel does not
+LOGITS = 1 << 22  # so many take some 10 ms; then it is time to look for Ctrl-C
 
 
 @jit
@@ -42,8 +43,13 @@ def _candidates(
     if classes == 1:
         return found
     one, zero = kind(1), kind(0)
-    row_scores = np.empty(classes, logits.dtype)
+    row_scores, work = np.empty(classes, logits.dtype), np.int64(0)
     for anchor in range(len(logits)):
+        work += classes
+        if work > LOGITS:
+            work = np.int64(0)
+            if interrupted():
+                return 0
         row_logits = logits[anchor]
         highest = ordered(row_logits[1])
         for j in range(1, classes):
@@ -115,7 +121,7 @@ def _detect(
     flat_deltas, flat_anchors = deltas.reshape(-1), anchors.reshape(-1)
     classes, places, count = logits.shape[1], len(scores), 0
     seen, newest, before = np.zeros(classes, np.int64), np.full(classes, -1), np.empty(places, np.int64)
-    areas = np.empty(places, logits.dtype)
+    areas, work = np.empty(places, logits.dtype), np.int64(0)
     left = _candidates(logits, activation, limit, least, left_scores, left_labels, left_anchors)
     portion = PORTION
     while left > 0 and count < places:
@@ -146,8 +152,13 @@ def _detect(
             if area != area:  # not finite
                 continue
             seen[label] += 1
+            if work > WORK // 8:
+                work = np.int64(0)
+                if interrupted():
+                    return count
             other = newest[label]
             while other >= 0:
+                work += 1
                 inter = overlap(
                     boxes[other, 0], boxes[other, 1], boxes[other, 2], boxes[other, 3], x1, y1, x2, y2, zero
                 )
