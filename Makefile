@@ -2,7 +2,8 @@
 #   make demo   train a detector on generated pictures, score it, draw its boxes (about five minutes on two cores)
 #   make test   lint, types, and every test
 # What looks for crashes, races and wrong bits, in about five minutes (CONTRIBUTING.md): make sanitize. Longer: make fuzz
-# Where torchvision is wanted beside: make test-hosts, make bench.
+# Where torchvision is wanted beside: make test-hosts, make bench. Other releases of the dependencies: make test-oldest,
+# make test-newest.
 PYTHON ?= python3
 VENV ?= .venv
 # One known release, so that everybody tests the same. Another: make test TORCH='torch==2.14.1'
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test test-busy test-baseline sanitize fuzz lint format table test-hosts bench bench-compare images clean
+.PHONY: help demo test test-busy test-baseline sanitize fuzz lint format table test-hosts test-oldest test-newest bench bench-compare images clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -133,6 +134,26 @@ BENCH := .bench-venv/bin
 test-hosts: .bench-venv/.ready
 	$(BENCH)/python -m pytest tests/test_compat_*.py tests/test_examples.py tests/test_weights.py
 
+# The lowest release of every dependency that pyproject.toml declares, and the newest that there is.
+# Each in an environment of its own; torch brings gigabytes.
+test-oldest: .oldest-venv/.ready
+	@echo "== Tests with the lowest declared release of every dependency"
+	.oldest-venv/bin/python -m pytest -n auto --maxprocesses 4 -m 'not alone'
+
+test-newest: .newest-venv/.ready
+	@echo "== Tests with the newest release of every dependency"
+	.newest-venv/bin/python -m pytest -n auto --maxprocesses 4 -m 'not alone'
+
+.oldest-venv/.ready .newest-venv/.ready: pyproject.toml tests/oldest.py CMakeLists.txt $(SOURCES) $(MODULES)
+	@echo "== Environment in $(@D), and fastssd, compiled from this tree"
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(@D)/bin/python tests/oldest.py > build/oldest.txt
+	$(@D)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --group test --editable '.[all]' \
+		$(if $(findstring oldest,$@),--constraint build/oldest.txt)
+	$(@D)/bin/python -m pip list --format freeze
+	@touch $@
+
 bench: .bench-venv/.ready
 	$(BENCH)/python benchmarks/report.py
 
@@ -145,4 +166,4 @@ images: $(READY)
 	$(BIN)/python -m fastssd.explain docs/images
 
 clean:
-	rm -rf $(VENV) .bench-venv build dist runs
+	rm -rf $(VENV) .bench-venv .oldest-venv .newest-venv build dist runs

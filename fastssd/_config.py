@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import sys
 from typing import Any
 
 from fastssd.backends import active_backend, available_backends, backend_name
+
+_UNKNOWN = "0+unknown"
 
 
 def version(package: str = "fastssd") -> str:
@@ -18,7 +19,7 @@ def version(package: str = "fastssd") -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "0+unknown"
+        return _UNKNOWN
 
 
 def set_num_threads(threads: int | None) -> None:
@@ -66,6 +67,8 @@ def show_config() -> dict[str, Any]:
 
 def _version(package: str) -> str | None:
     """The version of a package, None where it is not installed."""
-    if package in sys.modules:
-        return str(sys.modules[package].__version__)
-    return version(package) if importlib.util.find_spec(package) else None
+    loaded = getattr(sys.modules.get(package), "__version__", None)  # not of a folder that happens to have that name
+    if loaded is not None:
+        return str(loaded)
+    found = version(package)
+    return None if found == _UNKNOWN else found

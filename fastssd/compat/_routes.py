@@ -17,6 +17,8 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 _lock = threading.RLock()
+# Whether torch compiles or exports, by its name since torch 2.3, else by that of before.
+is_compiling = getattr(getattr(torch, "compiler", None), "is_compiling", None) or torch._utils.is_compiling
 
 
 class Host:
@@ -151,7 +153,7 @@ def _routed_class(ours: type, original: type, cpu_only: bool) -> Any:
 def _is_plain(values: Iterable[Any], cpu_only: bool) -> bool:
     """Whether whatever tensors there are among `values` are such as a kernel reads, and are there to be read."""
     if (
-        torch.compiler.is_compiling()
+        is_compiling()
         or torch._C._get_tracing_state() is not None
         or forward_ad._current_level >= 0  # tangents, which kernels know nothing of
     ):

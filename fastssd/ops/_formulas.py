@@ -32,7 +32,7 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    return _area(boxes).where(_finite(boxes), boxes.new_tensor(math.nan))
+    return _area(boxes).where(_finite(boxes), boxes.new_full((), math.nan))
 
 
 def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
@@ -115,7 +115,7 @@ def _pairwise(measure: Callable[[Tensor, Tensor], Tensor], not_finite: float) ->
         zero = boxes1.new_zeros(())
         a, b = boxes1.where(finite1[..., None], zero), boxes2.where(finite2[..., None], zero)
         value = measure(a[..., :, None, :], b[..., None, :, :])
-        return value.where(finite1[..., :, None] & finite2[..., None, :], value.new_tensor(not_finite))
+        return value.where(finite1[..., :, None] & finite2[..., None, :], value.new_full((), not_finite))
 
     return formula
 

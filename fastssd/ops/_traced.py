@@ -16,12 +16,8 @@ from fastssd.ops._options import checked
 from fastssd.ops.matching import check_form, thresholds
 
 
-def _compiling() -> bool:
-    return hasattr(torch, "compiler") and bool(torch.compiler.is_dynamo_compiling())
-
-
 def _tensor(name: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor) and _compiling():
+    if not isinstance(value, Tensor) and face.compiling(torch):
         return torch.as_tensor(np.asarray(value))  # which torch.compile knows; its memory is not written to in a graph
     tensor: Tensor = face.to_tensor(name, value)
     return tensor
@@ -38,7 +34,7 @@ def call(name: str, arrays: dict[str, Any], **options: Any) -> Any:
         tensor = None if array is None else _tensor(argument, array)
         tensors.append(tensor if tensor is None or tensor is array or device is None else tensor.to(device))
     values = list(options.values())
-    if not _compiling():
+    if not face.compiling(torch):
         values = checked(name, list(options), values)
     elif "size" in options or options.get("clip") is not None:
         values = [[*each] if option in ("size", "clip") else each for option, each in options.items()]
@@ -67,7 +63,7 @@ def call_pairwise(name: str, boxes1: Any, boxes2: Any, out: Any) -> Any:
 
 def call_matching(name: str, arrays: dict[str, Any], **options: Any) -> Any:
     """As :func:`call`; ground truth in lists is padded."""
-    if not _compiling():
+    if not face.compiling(torch):
         thresholds(options["iou_threshold"], options["background_threshold"])
     given = [each for array in arrays.values() for each in (array if isinstance(array, list | tuple) else (array,))]
     devices = [each.device for each in given if isinstance(each, Tensor)]

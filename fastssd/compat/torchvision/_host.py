@@ -15,6 +15,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator as HostBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
+from fastssd.compat._routes import is_compiling
 from fastssd.compat.torchvision.anchors import default_boxes
 from fastssd.compat.torchvision.coder import BoxCoder
 from fastssd.compat.torchvision.matcher import Matcher, SSDMatcher, match_boxes
@@ -37,7 +38,7 @@ def _or_theirs(ours: Any, theirs: Any) -> Any:
 
 
 def traced() -> bool:
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return is_compiling() or torch._C._get_tracing_state() is not None
 
 
 @eager_only
