@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from numba import types
-from numba.core.typing import signature
 from numba.extending import overload
 
 from fastssd.backends.numba._jit import jit
@@ -21,10 +20,11 @@ R = TypeVar("R")
 
 WORK = 1 << 25  # operations between two questions: some 10 ms
 
-_take_gil = types.ExternalFunction("PyGILState_Ensure", types.int32())
-_check_signals = types.ExternalFunction("PyErr_CheckSignals", types.int32())
-_error = types.ExternalFunction("PyErr_Occurred", types.intp())
-_release_gil = types.ExternalFunction("PyGILState_Release", signature(types.void, types.int32))
+_void: Any = types.void
+_take_gil: Any = types.ExternalFunction("PyGILState_Ensure", types.int32())
+_check_signals: Any = types.ExternalFunction("PyErr_CheckSignals", types.int32())
+_error: Any = types.ExternalFunction("PyErr_Occurred", types.intp())
+_release_gil: Any = types.ExternalFunction("PyGILState_Release", _void(types.int32))
 
 
 @jit
