@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import sys
@@ -70,5 +71,7 @@ def _version(package: str) -> str | None:
     loaded = getattr(sys.modules.get(package), "__version__", None)  # not of a folder that happens to have that name
     if loaded is not None:
         return str(loaded)
+    if package not in sys.modules and importlib.util.find_spec(package) is None:
+        return None
     found = version(package)
     return None if found == _UNKNOWN else found

@@ -34,7 +34,10 @@ class OtherDevice(TorchDispatchMode):
 def as_tensors(value: Any) -> Any:
     if isinstance(value, list):
         return [as_tensors(each) for each in value]
-    return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+    # What torch has no strides, byte order or alignment for is copied.
+    return (
+        torch.from_numpy(face.plain(value, value.dtype.newbyteorder("="))) if isinstance(value, np.ndarray) else value
+    )
 
 
 def as_arrays(value: Any) -> Any:

@@ -22,8 +22,12 @@ def _finite(boxes: Tensor) -> Tensor:
     return boxes.isfinite().all(-1)
 
 
+def _positive(sides: Tensor) -> Tensor:
+    return sides.clamp(min=0) + 0.0  # -0 becomes 0, as in the kernels
+
+
 def _sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    return (boxes[..., 2] - boxes[..., 0]).clamp(min=0), (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
+    return _positive(boxes[..., 2] - boxes[..., 0]), _positive(boxes[..., 3] - boxes[..., 1])
 
 
 def _area(boxes: Tensor) -> Tensor:
@@ -66,7 +70,7 @@ def remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
 
 
 def _iou_and_union(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
-    sides = (boxes1[..., 2:].minimum(boxes2[..., 2:]) - boxes1[..., :2].maximum(boxes2[..., :2])).clamp(min=0)
+    sides = _positive(boxes1[..., 2:].minimum(boxes2[..., 2:]) - boxes1[..., :2].maximum(boxes2[..., :2]))
     inter = sides[..., 0] * sides[..., 1]
     union = _area(boxes1) + _area(boxes2) - inter
     valid = union > 0
@@ -74,7 +78,7 @@ def _iou_and_union(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _hull(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
-    sides = (boxes1[..., 2:].maximum(boxes2[..., 2:]) - boxes1[..., :2].minimum(boxes2[..., :2])).clamp(min=0)
+    sides = _positive(boxes1[..., 2:].maximum(boxes2[..., 2:]) - boxes1[..., :2].minimum(boxes2[..., :2]))
     return sides[..., 0], sides[..., 1]
 
 
