@@ -41,21 +41,19 @@ demo: $(READY)
 
 test: lint
 	@echo "== Tests"
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not alone'
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 # No test depends on a fast or an idle machine, nor on the best instruction set. To show it:
 BUSY ?= 4
 test-busy: $(READY)
 	@echo "== Tests beside $(BUSY) busy processes"
 	@for i in $$(seq $(BUSY)); do (while :; do :; done) & busy="$$busy $$!"; done; trap 'kill $$busy' EXIT; \
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not alone' && $(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-baseline: export FASTSSD_ISA = baseline
 test-baseline: $(READY)
 	@echo "== Tests with FASTSSD_ISA=baseline"
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not alone'
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 # What looks for crashes, races and wrong bits: CONTRIBUTING.md, "How fastssd is kept from breaking". Needs g++.
 # libstdc++ is loaded first too: AddressSanitizer must find its exceptions, and Python does not bring it.
@@ -138,11 +136,11 @@ test-hosts: .bench-venv/.ready
 # Each in an environment of its own; torch brings gigabytes.
 test-oldest: .oldest-venv/.ready
 	@echo "== Tests with the lowest declared release of every dependency"
-	.oldest-venv/bin/python -m pytest -n auto --maxprocesses 4 -m 'not alone'
+	.oldest-venv/bin/python -m pytest -n auto --maxprocesses 4
 
 test-newest: .newest-venv/.ready
 	@echo "== Tests with the newest release of every dependency"
-	.newest-venv/bin/python -m pytest -n auto --maxprocesses 4 -m 'not alone'
+	.newest-venv/bin/python -m pytest -n auto --maxprocesses 4
 
 .oldest-venv/.ready .newest-venv/.ready: pyproject.toml tests/oldest.py CMakeLists.txt $(SOURCES) $(MODULES)
 	@echo "== Environment in $(@D), and fastssd, compiled from this tree"

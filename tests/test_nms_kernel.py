@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -89,23 +88,26 @@ def test_a_million_boxes_of_which_each_overlaps_one():
     np.testing.assert_array_equal(keep[:kept], winners[np.argsort(-scores[winners])])
 
 
-@pytest.mark.alone
-def test_a_quadratic_case_stops_at_once_when_interrupted():
-    n = 400_000
-    size = np.exp(np.random.default_rng(0).uniform(-3, 3, n).astype(np.float32))
-    boxes = np.stack([-size, -1e-3 / size, size, 1e-3 / size], 1)  # crosses: all meet, few overlap
-    scores, keep = np.arange(n, dtype=np.float32), np.empty(n, np.int64)
-
+def test_a_long_case_stops_in_its_middle_when_interrupted():
     def stop(*_):
         raise TimeoutError
 
+    def is_left_unfinished(n):
+        """Whether a call that a signal meets leaves results unwritten; on a fast machine it may be done before."""
+        size = np.exp(np.random.default_rng(0).uniform(-3, 3, n).astype(np.float32))
+        boxes = np.stack([-size, -1e-3 / size, size, 1e-3 / size], 1)  # crosses: all meet, few overlap
+        scores, keep = np.arange(n, dtype=np.float32), np.full(n, -1)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            cpp.nms(boxes, scores, 0.9999, keep)
+            signal.pause()
+        except TimeoutError:
+            pass
+        return (keep == -1).mean() > 0.01
+
     before = signal.signal(signal.SIGALRM, stop)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        start = time.monotonic()
-        with pytest.raises(TimeoutError):
-            cpp.nms(boxes, scores, 0.9999, keep)
-        assert time.monotonic() - start < 2
+        assert any(is_left_unfinished(n) for n in (400_000, 1_600_000, 6_400_000))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -91,7 +90,6 @@ def test_python_threads_at_once():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child process")
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("call", "size"),
     [
@@ -122,11 +120,8 @@ except KeyboardInterrupt:
     environment = os.environ | {"FASTSSD_BACKEND": "numba"}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout.readline() == "go\n"
-        time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        start = time.perf_counter()
         assert process.stdout.readline() == "stopped\n"
-        assert time.perf_counter() - start < 1  # 0.1 s where nobody else uses the machine
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child process")
