@@ -103,6 +103,12 @@ inline int64_t check_count(const char* name, int64_t count) {
     return count;
 }
 
+// `value`, of which kernels make whole numbers. NaN and numbers under 0 are errors.
+template <typename T>
+void check_not_negative(const char* name, T value) {
+    if (!(value >= 0)) throw py::value_error(std::string(name) + ": expected no negative number");
+}
+
 // A copy of the offsets [B + 1], which index memory: nobody else can change it while a kernel runs.
 inline std::vector<int64_t> checked_offsets(const Array& array, int64_t total) {
     const int64_t* const given = array.as<int64_t>();

@@ -7,6 +7,7 @@ namespace fastssd {
 
 inline void mine_hard_negatives(py::handle loss_, py::handle positive_, double neg_pos_ratio, int64_t min_negatives,
                                 py::handle out_) {
+    check_not_negative("neg_pos_ratio", neg_pos_ratio);
     const Array loss = input("loss", loss_, {kAny, kAny});
     const int64_t images = loss.size(0), num_anchors = loss.size(1);
     const bool* const positive = input("positive", positive_, {images, num_anchors}).as<bool>();

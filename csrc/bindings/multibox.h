@@ -7,6 +7,7 @@ namespace fastssd {
 
 inline void multibox_cross_entropy(py::handle logits_, py::handle labels_, double neg_pos_ratio, int64_t min_negatives,
                                    py::handle losses_, py::handle selected_) {
+    check_not_negative("neg_pos_ratio", neg_pos_ratio);
     const Array logits = input("logits", logits_, {kAny, kAny, kAny});
     const int64_t images = logits.size(0), num_classes = logits.size(2);
     const int64_t num_anchors = check_count("logits", logits.size(1));

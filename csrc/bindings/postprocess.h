@@ -9,6 +9,7 @@ inline void postprocess_detections(py::handle logits_, py::handle deltas_, py::h
                                    double iou_threshold, int64_t topk, double clip_height, double clip_width,
                                    int activation, double center_variance, double size_variance, py::handle boxes_,
                                    py::handle scores_, py::handle labels_, py::handle anchor_idx_, py::handle counts_) {
+    check_not_negative("topk", topk);
     const Array logits = input("logits", logits_, {kAny, kAny, kAny});
     const int64_t batch = logits.size(0), num_anchors = logits.size(1), num_classes = logits.size(2);
     if (num_classes < 1) throw py::value_error("logits: expected a column for the background");

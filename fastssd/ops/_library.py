@@ -219,6 +219,9 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     check, names = OPERATORS[name].check, _names(name)
 
     def run(*arguments: Any) -> Any:
+        places = {each.device.type for each in arguments if isinstance(each, Tensor)}
+        if "meta" in places and len(places) > 1:  # which has no values to compute with
+            raise ValueError(f"{name}: expected tensors of one device, got {', '.join(sorted(places))}")
         arguments = tuple(options.checked(name, names, arguments))
         check(*arguments)
         return function(*arguments)
