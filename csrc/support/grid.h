@@ -336,11 +336,18 @@ class BoxGrid {
         const T* const most = sizes.most;
         const T furthest = sizes.furthest;
         constexpr double kTiny = 4 * static_cast<double>(std::numeric_limits<T>::min());
-        double unit[2];
+        double unit[2], factor = 1;
         for (int axis = 0; axis < 2; ++axis) {
             const double largest = static_cast<double>(most[axis]) * (1 + test_.kBoundMargin);
             // One class for all where none is far larger than most.
             unit[axis] = larger(largest <= 3 * sizes.mean[axis] ? largest : 2 * sizes.mean[axis], kTiny);
+            // No size in units overflows, so that the last class ends.
+            constexpr double kMostUnits = 1e18;
+            const double error = static_cast<double>(furthest) * static_cast<double>(kCentreError<T> * kErrorsInSize);
+            factor = larger(factor, larger(largest, error) / kMostUnits / unit[axis]);
+        }
+        for (int axis = 0; axis < 2; ++axis) {
+            unit[axis] = smaller(unit[axis] * factor, 1e300);
             scale_[axis] = clamped(1 / unit[axis]);
         }
         by_aspect_ = sizes.thin;
@@ -351,7 +358,7 @@ class BoxGrid {
         // Two boxes, one of a class and one of it or a smaller one, overlap too much only where their centres are at
         // most this multiple of the largest width of the class apart.
         const double reach = test_.reach_of_longer() + 0.01;
-        double largest = std::ldexp(1.0, smaller(2 * last_class_ + 2 - (1 << (kExponentBits - 1)), 1000));
+        double largest = std::ldexp(1.0, 2 * last_class_ + 2 - (1 << (kExponentBits - 1)));
         for (int c = last_class_; c >= 0; --c, largest /= 4) {
             for (int axis = 0; axis < 2; ++axis) {
                 inverse_[c][axis] = clamped(1 / (2 * (reach + 0.01) * largest * unit[axis] +

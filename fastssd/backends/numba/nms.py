@@ -34,7 +34,8 @@ Bits = NDArray[Any]  # signed integers as wide as the floats
 
 BLOCK, TILE = 64, 256
 FEW = 256  # from here on the grid is faster
-EXPONENTS = 1100  # more than any float has
+EXPONENTS = 520  # more than any float has
+PER_UNIT = np.ldexp(1.0, -2 * np.arange(-EXPONENTS, EXPONENTS).clip(-440))
 FURTHEST = 2.0**62
 ERROR = 2.0**-50  # how far off a center may be, as a share of its coordinate
 ERRORS_IN_SIDE = 64
@@ -225,8 +226,8 @@ def _small_groups(live: Float, ranks: Places, starts: Int, group: int, few: int,
 
 @jit
 def _exponent(side: float) -> int:
-    """e of 2 ** (e - 1) <= side < 2 ** e, within [-EXPONENTS, EXPONENTS)."""
-    return np.int64(min(max(math.frexp(side)[1], -EXPONENTS), EXPONENTS - 1))
+    """e of 4 ** (e - 1) <= side < 4 ** e; the same for all sides that are denormal."""
+    return ((bits_of(side) >> 52) - 1021) >> 1
 
 
 @jit
@@ -236,31 +237,42 @@ def _side(low: float, high: float) -> float:
 
 
 @jit
-def _plan(live: Float, start: int, stop: int) -> tuple[bool, Bool]:
-    """Whether levels go by width and height, and which exponents of (longer) sides there are, [2, 2 * EXPONENTS]."""
-    zero, thin = live.dtype.type(0), np.int64(0)
+def _plan(live: Float, start: int, stop: int) -> tuple[bool, float, Bool]:
+    """Whether levels go by width and height, what sides are multiplied with before they get a level, and which levels
+    there are, [2, 2 * EXPONENTS]."""
+    zero = live.dtype.type(0)
     there = np.zeros((2, 2 * EXPONENTS), np.bool_)
+    thin, total, count, most = np.int64(0), 0.0, np.int64(0), 0.0
     step = max(1, (stop - start) // SAMPLE)
     for i in range(start, stop, step):
         if live[4, i] > zero:
             width, height = np.float64(live[2, i]) - live[0, i], np.float64(live[3, i]) - live[1, i]
             thin += max(width, height) > THIN * min(width, height)
-    by_aspect = 32 * thin * step > stop - start
+            total += math.log(max(width, height))
+            count += 1
+    by_aspect = 32 * thin > count
     for i in range(start, stop):
         if live[4, i] > zero:
-            width = _side(np.float64(live[0, i]), np.float64(live[2, i]))
-            height = _side(np.float64(live[1, i]), np.float64(live[3, i]))
+            most = max(most, max(np.float64(live[2, i]) - live[0, i], np.float64(live[3, i]) - live[1, i]))
+    # A level ends at the longest side, so that most are on one, or where some are far longer, at twice the typical one.
+    typical = math.exp(total / max(count, 1))
+    scale = (1 - 1e-9) / (most if most <= 3 * typical else 2 * typical) if count > 0 else 1.0
+    scale = min(max(scale, 1 / FURTHEST), FURTHEST)
+    for i in range(start, stop):
+        if live[4, i] > zero:
+            width = _side(np.float64(live[0, i]), np.float64(live[2, i])) * scale
+            height = _side(np.float64(live[1, i]), np.float64(live[3, i])) * scale
             if not by_aspect:
                 width = height = max(width, height)
             there[0, EXPONENTS + _exponent(width)] = True
             there[1, EXPONENTS + _exponent(height)] = True
-    return by_aspect, there
+    return by_aspect, scale, there
 
 
 @jit
-def _cell(center: float, exponent: int, per_side: float) -> int:
-    """The cell of a center on a level whose sides are under 2 ** exponent and whose cells are 1 / per_side of that."""
-    return np.int64(min(max(np.floor(math.ldexp(center * per_side, -exponent)), -FURTHEST), FURTHEST))
+def _cell(center: float, per_unit: float) -> int:
+    """Rises with the center, and that is all that is asked of it."""
+    return np.int64(min(max(center * per_unit, -FURTHEST), FURTHEST))
 
 
 @jit
@@ -270,19 +282,16 @@ def _place(column: int, row: int, level_x: int, level_y: int, mask: int) -> int:
 
 @jit
 def _suppressed_in(
-    node: int, box: Any, threshold: float, corners: Float, nodes: NDArray[Any], least: Any, zero: Any
+    node: int, box: Any, threshold: float, corners: Float, nodes: NDArray[Any], zero: Any
 ) -> tuple[bool, int]:
-    """Whether one of a chain of nodes suppresses a box, and how many were asked. Where the areas of both are under
-    `least` the bounds do not count."""
-    x1, y1, x2, y2, area, bound = box
+    """Whether one of a chain of nodes suppresses a box, bounds left aside, and how many were asked."""
+    x1, y1, x2, y2, area, _ = box
     asked = np.int64(0)
     while node >= 0:
         asked += 1
         bx1, by1, bx2, by2 = corners[node, 0], corners[node, 1], corners[node, 2], corners[node, 3]
         inter = overlap(x1, y1, x2, y2, bx1, by1, bx2, by2, zero)
-        if (inter > bound + corners[node, 4] or area < least) and _exceeds(
-            inter, area_of(bx1, by1, bx2, by2, zero), area, threshold, zero
-        ):
+        if _exceeds(inter, area_of(bx1, by1, bx2, by2, zero), area, threshold, zero):
             return True, asked
         node = np.int64(nodes[node, 5])
     return False, asked
@@ -299,6 +308,11 @@ def _enter(place: int, box: Any, heads: Places, corners: Float, nodes: NDArray[A
 
 
 @jit
+def _reach(threshold: float) -> float:
+    return (1 - threshold) / (2 * threshold) * (1 + 1e-5) + 1e-5
+
+
+@jit
 def _through_grid(
     live: Float,
     ranks: Places,
@@ -306,7 +320,9 @@ def _through_grid(
     stop: int,
     threshold: float,
     by_aspect: bool,
+    scale: float,
     there: Bool,
+    per_unit: NDArray[np.float64],
     least: Any,
     heads: Places,
     nodes: NDArray[Any],
@@ -322,8 +338,7 @@ def _through_grid(
     zero, mask = live.dtype.type(0), len(heads) - 2
     # Of two boxes with an IoU over t no side is longer than 1 / t times that of the other, b / a, and they share more
     # than t / (1 + t) of a + b: their centers are less than (1 - t) / (2 t) a apart.
-    reach = (1 - threshold) / (2 * threshold) * (1 + 1e-5) + 1e-5
-    per_side = 1 / (2.02 * (reach + 2 / ERRORS_IN_SIDE))
+    reach, shorter, longer = _reach(threshold), threshold * (1 - 1e-5), (1 + 1e-5) / threshold
     work = np.int64(WORK // 8)
     while at < stop and work > 0:
         box = live[0, at], live[1, at], live[2, at], live[3, at], live[4, at], live[5, at]
@@ -334,33 +349,43 @@ def _through_grid(
             at += 1
             continue
         x1, y1, x2, y2 = np.float64(box[0]), np.float64(box[1]), np.float64(box[2]), np.float64(box[3])
-        width, height = _side(x1, x2), _side(y1, y2)
+        width, height = _side(x1, x2) * scale, _side(y1, y2) * scale
         if not by_aspect:
             width = height = max(width, height)
         cx, cy = 0.5 * x1 + 0.5 * x2, 0.5 * y1 + 0.5 * y2
-        low_x, high_x = _exponent(width * threshold * (1 - 1e-5)), _exponent(width / threshold * (1 + 1e-5))
-        low_y, high_y = _exponent(height * threshold * (1 - 1e-5)), _exponent(height / threshold * (1 + 1e-5))
+        low_x, high_x = _exponent(width * shorter), _exponent(width * longer)
+        low_y, high_y = (_exponent(height * shorter), _exponent(height * longer)) if by_aspect else (low_x, high_x)
         suppressed = False
         for level_x in range(low_x, high_x + 1):
             if suppressed or not there[0, EXPONENTS + level_x]:
                 continue
-            column = _cell(cx, level_x, per_side)
-            for level_y in range(low_y if by_aspect else level_x, (high_y if by_aspect else level_x) + 1):
+            column = _cell(cx, per_unit[EXPONENTS + level_x])
+            first_y, last_y = (low_y, high_y) if by_aspect else (level_x, level_x)
+            for level_y in range(first_y, last_y + 1):
                 if suppressed or not there[1, EXPONENTS + level_y]:
                     continue
-                row = _cell(cy, level_y, per_side)
+                row = _cell(cy, per_unit[EXPONENTS + level_y])
                 node = np.int64(heads[_place(column, row, level_x, level_y, mask)])
-                suppressed, asked = _suppressed_in(node, box, threshold, corners, nodes, zero, zero)
-                work -= asked
+                while node >= 0:
+                    work -= 1
+                    bx1, by1, bx2, by2 = corners[node, 0], corners[node, 1], corners[node, 2], corners[node, 3]
+                    inter = overlap(box[0], box[1], box[2], box[3], bx1, by1, bx2, by2, zero)
+                    if inter > box[5] + corners[node, 4] and _exceeds(
+                        inter, area_of(bx1, by1, bx2, by2, zero), area, threshold, zero
+                    ):
+                        suppressed = True
+                        break
+                    node = np.int64(nodes[node, 5])
         if area < least and not suppressed:
-            suppressed, asked = _suppressed_in(np.int64(heads[mask + 1]), box, threshold, corners, nodes, least, zero)
+            suppressed, asked = _suppressed_in(np.int64(heads[mask + 1]), box, threshold, corners, nodes, zero)
             work -= asked
         if not suppressed:
             kept[ranks[at]] = True
             level_x, level_y = _exponent(width), _exponent(height)
             reach_x, reach_y = reach * (x2 - x1) + ERROR * abs(cx), reach * (y2 - y1) + ERROR * abs(cy)
-            for row in range(_cell(cy - reach_y, level_y, per_side), _cell(cy + reach_y, level_y, per_side) + 1):
-                for column in range(_cell(cx - reach_x, level_x, per_side), _cell(cx + reach_x, level_x, per_side) + 1):
+            across, down = per_unit[EXPONENTS + level_x], per_unit[EXPONENTS + level_y]
+            for row in range(_cell(cy - reach_y, down), _cell(cy + reach_y, down) + 1):
+                for column in range(_cell(cx - reach_x, across), _cell(cx + reach_x, across) + 1):
                     used = _enter(_place(column, row, level_x, level_y, mask), box, heads, corners, nodes, used)
             if area < least:
                 used = _enter(mask + 1, box, heads, corners, nodes, used)
@@ -466,7 +491,10 @@ def _large_group(live: Float, ranks: Places, start: int, stop: int, threshold: f
         return
     stop = start + left
     integer = np.int32 if live.itemsize == 4 else np.int64
-    by_aspect, there = _plan(live, start, stop)
+    by_aspect, scale, there = _plan(live, start, stop)
+    # Of each level the cells per unit: two hold what a box of the level reaches, to either side.
+    per_unit = PER_UNIT * (scale / (2.02 * (_reach(threshold) + 2 / ERRORS_IN_SIDE)))
+    per_unit[per_unit < np.finfo(np.float64).tiny] = 0  # one cell; what has lost its bits could make more than four
     heads = np.full((1 << int(left).bit_length()) + 1, -1, np.int32)
     nodes = np.empty((5 * left, 8), integer)  # the system gives only what is written to
     least = live.dtype.type(1e-32 if live.itemsize == 4 else 1e-290)
@@ -479,7 +507,9 @@ def _large_group(live: Float, ranks: Places, start: int, stop: int, threshold: f
             stop,
             threshold,
             by_aspect,
+            scale,
             there,
+            per_unit,
             least,
             heads,
             nodes,

@@ -33,23 +33,28 @@ LOGITS = 1 << 22  # so many take some 10 ms; then it is time to look for Ctrl-C
 
 @jit
 def _candidates(
-    logits: Float, activation: int, limit: Any, least: Any, scores: Float, labels: Places, anchors: Places
+    logits: Float,
+    first: int,
+    stop: int,
+    activation: int,
+    limit: Any,
+    least: Any,
+    scores: Float,
+    labels: Places,
+    anchors: Places,
+    found: int,
 ) -> int:
-    """All pairs of anchor and class with a score over `limit`, by anchor, then class. Returns how many.
+    """All pairs of an anchor in [first, stop) and a class with a score over `limit`, by anchor, then class, after those
+    that were found before. Returns how many there are now.
 
     `least`: what the largest foreground logit must reach for that (less the background logit if softmax).
     """
-    classes, kind, found = logits.shape[1], logits.dtype.type, 0
+    classes, kind = logits.shape[1], logits.dtype.type
     if classes == 1:
         return found
     one, zero = kind(1), kind(0)
-    row_scores, work = np.empty(classes, logits.dtype), np.int64(0)
-    for anchor in range(len(logits)):
-        work += classes
-        if work > LOGITS:
-            work = np.int64(0)
-            if interrupted():
-                return 0
+    row_scores = np.empty(classes, logits.dtype)
+    for anchor in range(first, stop):
         row_logits = logits[anchor]
         highest = ordered(row_logits[1])
         for j in range(1, classes):
@@ -122,7 +127,14 @@ def _detect(
     classes, places, count = logits.shape[1], len(scores), 0
     seen, newest, before = np.zeros(classes, np.int64), np.full(classes, -1), np.empty(places, np.int64)
     areas, work = np.empty(places, logits.dtype), np.int64(0)
-    left = _candidates(logits, activation, limit, least, left_scores, left_labels, left_anchors)
+    left, rows = np.int64(0), max(1, LOGITS // max(1, classes))
+    for first in range(0, len(logits), rows):
+        left = _candidates(
+            logits, first, min(first + rows, len(logits)), activation, limit, least,
+            left_scores, left_labels, left_anchors, left,
+        )  # fmt: skip
+        if first > 0 and interrupted():
+            return 0
     portion = PORTION
     while left > 0 and count < places:
         cut = _cut(left_scores[:left], portion) if left > 2 * portion else kind(-np.inf)
@@ -152,13 +164,13 @@ def _detect(
             if area != area:  # not finite
                 continue
             seen[label] += 1
+            work += seen[label]
             if work > WORK // 8:
                 work = np.int64(0)
                 if interrupted():
                     return count
             other = newest[label]
             while other >= 0:
-                work += 1
                 inter = overlap(
                     boxes[other, 0], boxes[other, 1], boxes[other, 2], boxes[other, 3], x1, y1, x2, y2, zero
                 )
