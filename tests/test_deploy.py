@@ -41,6 +41,8 @@ NAMES = ("cat", "dog", "Müller's cow")
 MOST = 300  # more than there are, so that none is cut off
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
+pytestmark = pytest.mark.usefixtures("one_thread_of_torch")
+
 
 class Files(NamedTuple):
     checkpoint: Path
@@ -57,14 +59,6 @@ class Limit(NamedTuple):
 
     def options(self, score: float | None = None) -> dict[str, float]:
         return {"score_threshold": score or self.low, "iou_threshold": self.iou, "max_detections": MOST}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @functools.cache

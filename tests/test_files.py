@@ -49,14 +49,7 @@ from tests import fuzz_files
 
 NAMES = ("cat", "dog")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """A child that is forked has no threads of OpenMP, and would wait for them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread_of_torch")
 
 
 @pytest.fixture(scope="module")

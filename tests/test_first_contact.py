@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ import pytest
 
 import fastssd
 from fastssd import ops
-from fastssd.backends import available_backends, load_backend, threads
+from fastssd.backends import available_backends, load_backend
+from fastssd.backends import threads as pool
 from tests.cases import odd_bytes
 
 PACKAGE = Path(fastssd.__file__).parent
@@ -100,6 +103,50 @@ def test_a_bool_is_true_for_every_byte_but_zero(name):
     np.testing.assert_array_equal(*outs)
 
 
+@pytest.mark.parametrize("name", [name for name in available_backends() if name != "reference"])
+def test_arrays_that_another_thread_writes_to(name):
+    """A call answers with what its arrays held or refuses it; indices stay in range, and later calls are right."""
+    rng = np.random.default_rng(0)
+    corner = rng.random((400, 2))
+    anchors = np.concatenate([corner, corner + 0.2], 1)
+    gt, classes = anchors[:40].copy(), np.ones(40, np.int64)
+    logits, deltas, labels = rng.normal(size=(2, 400, 4)), rng.normal(size=(2, 400, 4)), rng.integers(0, 4, (2, 400))
+    arrays = [anchors, gt, classes, logits, deltas, labels]
+    clean, done = [array.copy() for array in arrays], threading.Event()
+    calls = [
+        lambda: ops.match_anchors(anchors, [gt]).gt_idx,
+        lambda: ops.assign_targets(anchors, [gt], [classes]).gt_idx,
+        lambda: ops.mine_hard_negatives(logits[..., 0], labels > 1),
+        lambda: ops.multibox_cross_entropy(logits, labels).selected,
+        lambda: ops.postprocess_detections(logits, deltas, anchors).anchor_idx,
+        lambda: ops.box_iou(anchors, gt),
+        lambda: ops.encode_boxes(anchors, anchors),
+    ]
+
+    def write() -> None:
+        while not done.is_set():
+            for array, right in zip(arrays, clean, strict=True):
+                array[::3] = 10**6 if array.dtype == np.int64 else rng.choice([np.nan, -1e30, 1e30])
+                array[...] = right
+
+    with fastssd.use_backend("reference"):
+        ref = [call() for call in calls]
+    writer = threading.Thread(target=write)
+    with fastssd.use_backend(name):
+        writer.start()
+        try:
+            for call, right in [*zip(calls, ref, strict=True)] * 40:
+                with contextlib.suppress(ValueError), np.errstate(all="ignore"):
+                    found = call()
+                    assert found.shape == right.shape
+                    assert found.dtype != np.int64 or -2 <= found.min() <= found.max() < 400
+        finally:
+            done.set()
+            writer.join()
+        for call, right in zip(calls, ref, strict=True):
+            np.testing.assert_allclose(call(), right, rtol=1e-12)
+
+
 @pytest.mark.parametrize("ratio", [np.inf, 1e308, 5e-324, 0.0])
 def test_formula_on_torch_mines_what_the_kernel_mines(ratio):
     torch = pytest.importorskip("torch")
@@ -136,10 +183,10 @@ def test_numbers_of_threads_out_of_range_name_the_argument(wanted):
     "wanted", ["0", "-1", "1025", "1073741824", "abc", "1e3", "2.5", " 4", "9" * 5000], ids=lambda wanted: wanted[:12]
 )
 def test_environment_that_is_no_number_of_threads_names_itself(wanted, monkeypatch):
-    threads.choose(None)
+    pool.choose(None)
     monkeypatch.setenv("FASTSSD_NUM_THREADS", wanted)
     with pytest.raises(ValueError, match="FASTSSD_NUM_THREADS"):
-        threads.current()
+        pool.current()
 
 
 @pytest.mark.parametrize("name", available_backends())

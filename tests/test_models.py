@@ -30,13 +30,7 @@ SMALL_512 = replace(
     SSD512, image_size=272, grid_sizes=((34, 34), (17, 17), (9, 9), (5, 5), (3, 3), (2, 2), (1, 1)), steps=None
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread_of_torch")
 
 
 @pytest.fixture(autouse=True)

@@ -43,13 +43,7 @@ TINY = replace(TINYSSD, image_size=64, grid_sizes=((8, 8), (4, 4), (2, 2), (1, 1
 COLLATES = {64: Criterion().collate(TINY.anchors())}
 CONFIG = TrainConfig(preset=TINY, epochs=3, batch_size=2, accelerator="cpu", num_workers=0)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread_of_torch")
 
 
 @pytest.fixture

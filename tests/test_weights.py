@@ -34,13 +34,7 @@ from tests.seeded import seeded_image, seeded_state, seeded_tensor  # noqa: E402
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "models.json").read_text())
 DETECTORS = ("ssd300_vgg16", "ssdlite320_mobilenet_v3_large")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread_of_torch")
 
 
 def saved(state, path):

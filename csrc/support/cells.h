@@ -11,10 +11,10 @@
 #include <cstring>
 
 #include "ops/boxes.h"
-#include "ops/iou.h"
+#include "support/box_sizes.h"
 #include "support/buffer.h"
-#include "support/grid.h"
 #include "support/math.h"
+#include "support/overlap.h"
 #include "support/pack.h"
 
 namespace fastssd::FASTSSD_ISA {

@@ -20,11 +20,11 @@
 #include <cstring>
 
 #include "ops/boxes.h"
-#include "ops/iou.h"
+#include "support/box_sizes.h"
 #include "support/buffer.h"
 #include "support/math.h"
+#include "support/overlap.h"
 #include "support/pack.h"
-#include "support/sort.h"
 
 namespace fastssd::FASTSSD_ISA {
 
@@ -33,148 +33,6 @@ namespace fastssd::FASTSSD_ISA {
 #else
 #define FASTSSD_PREFETCH(address) static_cast<void>(address)
 #endif
-
-// Whether the IoU of two boxes exceeds a threshold, mostly without dividing: with areas a and b, inter / (a + b -
-// inter) > t means inter > t / (1 + t) * (a + b). Only within rounding of that is the quotient itself looked at.
-template <typename T>
-struct OverlapTest {
-    T limit;      // of the quotient
-    T low, high;  // inter > low * (a + b) is necessary, inter > high * (a + b) is sufficient
-
-    // Of two boxes under this area, products may have lost their bits to underflow: then only the quotient tells, and
-    // no bound of sizes or distances holds. One box of this area is enough: then an overlap that counts has all bits.
-    static constexpr T kLeastArea = sizeof(T) == 4 ? T(1e-32) : T(1e-290);
-    // Under this threshold there are no bounds either.
-    static constexpr double kLeastLimit = 1e-6;
-
-    explicit OverlapTest(T threshold) : limit(threshold), low(T(0)), high(kInf<T>) {
-        constexpr double kMargin = 1e-5;
-        const double t = static_cast<double>(threshold);
-        if (t < kLeastLimit) return;
-        low = static_cast<T>(t / (1 + t) * (1 - kMargin));
-        high = static_cast<T>(t / (1 + t) * (1 + kMargin));
-    }
-
-    // An IoU with a box of no area, or of one too large for its type, is 0.
-    static FASTSSD_INLINE bool can_overlap(T area) { return (area > T(0)) & (area < kInf<T>); }
-    static FASTSSD_INLINE bool tiny(T area) { return (area > T(0)) & (area < kLeastArea); }
-
-    // How much longer, at most, the side of one of two boxes is whose IoU exceeds the threshold.
-    double most_ratio() const {
-        const double t = static_cast<double>(limit);
-        return t < kLeastLimit ? std::numeric_limits<double>::infinity() : (1 + kBoundMargin) / t;
-    }
-    // How far apart, at most, the centres of two boxes are on an axis, as a multiple of the side of either: their sides
-    // a and b share more than t / (1 + t) * (a + b), and differ by most_ratio() at most.
-    double reach() const {
-        const double t = static_cast<double>(limit);
-        return t < kLeastLimit ? std::numeric_limits<double>::infinity()
-                               : (1 - t) / (2 * t) * (1 + kBoundMargin) + kBoundMargin;
-    }
-    // The same as a multiple of the longer of the two sides.
-    double reach_of_longer() const {
-        const double t = static_cast<double>(limit);
-        return (1 - t) * (1 + kBoundMargin) + kBoundMargin;
-    }
-
-    // Where the union is 0 or NaN so is the quotient NaN; it is negative for no pair.
-    FASTSSD_INLINE bool exact(T inter, T areas) const { return inter / (areas - inter) > limit; }
-
-    static constexpr double kBoundMargin = 1e-5;  // far above the rounding of any bound
-};
-
-// How far off a centre may be, and what is computed from it, as a share of its coordinate.
-template <typename T>
-constexpr T kCentreError = 4 * std::numeric_limits<T>::epsilon();
-
-// Some numbers out of many, in order, so that those that lie far off stand at the ends and can be left out.
-template <typename T>
-class Sample {
-  public:
-    static constexpr int64_t kSize = 32;
-
-    // number(i) is one of i = 0 to kSize - 1.
-    template <typename Number>
-    explicit Sample(const Number& number) {
-        Entry<KeyOf<T>> entries[kSize], scratch[kSize];
-        T values[kSize];
-        for (int64_t i = 0; i < kSize; ++i) {
-            values[i] = number(i);
-            entries[i] = {rising_key(values[i]), static_cast<uint32_t>(i)};
-        }
-        rank_sort(entries, scratch, kSize);
-        for (int64_t i = 0; i < kSize; ++i) sorted_[i] = static_cast<double>(values[entries[i].index]);
-    }
-
-    double low() const { return sorted_[kOff]; }
-    double high() const { return sorted_[kSize - 1 - kOff]; }
-    double mean() const {
-        double sum = 0;
-        for (int64_t i = kOff; i < kSize - kOff; ++i) sum += sorted_[i] / static_cast<double>(kSize - 2 * kOff);
-        return sum;
-    }
-
-  private:
-    static constexpr int64_t kOff = kSize / 8;
-
-    double sorted_[kSize];
-};
-
-// What the boxes of a grid are like: the largest sides, the furthest coordinate, the mean sides (which count as a
-// square) without those that lie far off.
-template <typename T>
-struct BoxSizes {
-    T most[2], furthest;
-    double mean[2];
-    bool thin, tiny;  // whether more than a few are far longer one way than the other, and whether any is tiny
-
-    using Flag = typename Bits<T>::Signed;  // as wide as T, so that loops vectorise
-
-    BoxSizes(const BoxColumns<T>& boxes, int64_t n) {
-        constexpr int64_t kWide = 16;
-        T width[kWide] = {}, height[kWide] = {}, distance[kWide] = {};
-        Flag any_tiny[kWide] = {};
-        const auto see = [&](int64_t i, int64_t lane) {
-            const bool counts = OverlapTest<T>::can_overlap(boxes.area[i]);
-            const T x = larger(boxes.x2[i], -boxes.x1[i]), y = larger(boxes.y2[i], -boxes.y1[i]);
-            width[lane] = larger(width[lane], counts ? boxes.x2[i] - boxes.x1[i] : T(0));
-            height[lane] = larger(height[lane], counts ? boxes.y2[i] - boxes.y1[i] : T(0));
-            distance[lane] = larger(distance[lane], counts ? larger(x, y) : T(0));
-            any_tiny[lane] |= static_cast<Flag>(OverlapTest<T>::tiny(boxes.area[i]));
-        };
-        int64_t i = 0;
-        for (; i + kWide <= n; i += kWide) {
-            for (int64_t lane = 0; lane < kWide; ++lane) see(i + lane, lane);
-        }
-        for (; i < n; ++i) see(i, 0);
-        most[0] = max_of(width, kWide);
-        most[1] = max_of(height, kWide);
-        furthest = max_of(distance, kWide);
-        tiny = false;
-        for (const Flag any : any_tiny) tiny |= any != 0;
-        const auto side = [&](const T* low, const T* high, int64_t k) {
-            const int64_t at = k * n / Sample<T>::kSize;
-            return OverlapTest<T>::can_overlap(boxes.area[at]) ? high[at] - low[at] : T(0);
-        };
-        mean[0] = Sample<T>([&](int64_t k) { return side(boxes.x1, boxes.x2, k); }).mean();
-        mean[1] = Sample<T>([&](int64_t k) { return side(boxes.y1, boxes.y2, k); }).mean();
-        constexpr double kThin = 16;
-        int64_t num_thin = 0;
-        for (int64_t k = 0; k < Sample<T>::kSize; ++k) {
-            const double wide = static_cast<double>(side(boxes.x1, boxes.x2, k)) * mean[1];
-            const double tall = static_cast<double>(side(boxes.y1, boxes.y2, k)) * mean[0];
-            num_thin += static_cast<int64_t>(larger(wide, tall) > kThin * smaller(wide, tall));
-        }
-        thin = num_thin > 1;
-    }
-
-    // Where none is tiny, far larger than most or far away, and few are thin, less has to be asked of each box.
-    bool regular() const {
-        const double least = smaller(mean[0], mean[1]), error = static_cast<double>(kCentreError<T>);
-        return !thin && !tiny && static_cast<double>(most[0]) <= 4 * mean[0] &&
-               static_cast<double>(most[1]) <= 4 * mean[1] && 64 * error * static_cast<double>(furthest) <= least;
-    }
-};
 
 // kRegular: for boxes of regular sizes.
 template <typename T, bool kRegular>
@@ -276,7 +134,7 @@ class BoxGrid {
     // where it belongs to the class, and else goes into the second and looks into the first.
     template <bool kToInsert, typename Visit>
     FASTSSD_INLINE bool in_further_tables(const Place& place, const Visit& visit) const {
-        if (kRegular || !by_aspect_) {
+        if (!by_aspect_) {
             return in_tables<kToInsert>(place, kX, true, [&](int table) { return visit(table, table); });
         }
         bool first = true;
@@ -291,13 +149,9 @@ class BoxGrid {
     FASTSSD_INLINE bool in_tables(const Place& place, Axis axis, bool skip_first, const Visit& visit) const {
         const int own = place.first[axis];
         if (!skip_first && visit(2 * own)) return true;
-        if (!kRegular && !kToInsert && in_two_[axis][own] && visit(2 * own + 1)) return true;
+        if (!kToInsert && in_two_[axis][own] && visit(2 * own + 1)) return true;
         for (int c = own + 1; c <= place.last[axis]; ++c) {
-            if constexpr (kRegular) {
-                if (visit(2 * c)) return true;
-            } else {
-                if (taken_[axis][c] && visit(2 * c + static_cast<int>(kToInsert && in_two_[axis][c]))) return true;
-            }
+            if (taken_[axis][c] && visit(2 * c + static_cast<int>(kToInsert && in_two_[axis][c]))) return true;
         }
         return false;
     }
@@ -316,7 +170,7 @@ class BoxGrid {
         }
         T wide = class_size(place.size[kX], place.center[kX], kX);
         T tall = class_size(place.size[kY], place.center[kY], kY);
-        if (kRegular || !by_aspect_) wide = tall = larger(wide, tall);
+        if (!by_aspect_) wide = tall = larger(wide, tall);
         place.first[kX] = smaller(class_of(wide), last_class_);
         place.first[kY] = smaller(class_of(tall), last_class_);
         place.last[kX] = smaller(class_of(wide * most_ratio_), last_class_);

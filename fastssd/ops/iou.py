@@ -157,13 +157,14 @@ def _pairwise(name: str, boxes1: Array, boxes2: Array, out: Array | None) -> Any
         return out
 
     if out is not None:
-        try:
-            if getattr(shortcuts, name)(boxes1, boxes2, out) is not None:
+        if type(out) is not ndarray:  # for which the shortcut has been tried
+            try:
+                if getattr(shortcuts, name)(boxes1, boxes2, out) is not None:
+                    _mark_written(out)
+                    return out
+            except BaseException:  # Ctrl-C: part of it may be written
                 _mark_written(out)
-                return out
-        except BaseException:  # Ctrl-C: part of it may be written
-            _mark_written(out)
-            raise
+                raise
         if face.wants_gradient(boxes1, boxes2):
             raise ValueError("out: cannot be given where a gradient is wanted")
     return face.differentiable(kernel, name, {"boxes1": boxes1, "boxes2": boxes2})

@@ -1,0 +1,107 @@
+// What many boxes are like, so that a few that are far larger, smaller or further away do not count.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "ops/boxes.h"
+#include "support/math.h"
+#include "support/overlap.h"
+#include "support/sort.h"
+
+namespace fastssd::FASTSSD_ISA {
+
+// How far off a centre may be, and what is computed from it, as a share of its coordinate.
+template <typename T>
+constexpr T kCentreError = 4 * std::numeric_limits<T>::epsilon();
+
+// Some numbers out of many, in order, so that those that lie far off stand at the ends and can be left out.
+template <typename T>
+class Sample {
+  public:
+    static constexpr int64_t kSize = 32;
+
+    // number(i) is one of i = 0 to kSize - 1.
+    template <typename Number>
+    explicit Sample(const Number& number) {
+        Entry<KeyOf<T>> entries[kSize], scratch[kSize];
+        T values[kSize];
+        for (int64_t i = 0; i < kSize; ++i) {
+            values[i] = number(i);
+            entries[i] = {rising_key(values[i]), static_cast<uint32_t>(i)};
+        }
+        rank_sort(entries, scratch, kSize);
+        for (int64_t i = 0; i < kSize; ++i) sorted_[i] = static_cast<double>(values[entries[i].index]);
+    }
+
+    double low() const { return sorted_[kOff]; }
+    double high() const { return sorted_[kSize - 1 - kOff]; }
+    double mean() const {
+        double sum = 0;
+        for (int64_t i = kOff; i < kSize - kOff; ++i) sum += sorted_[i] / static_cast<double>(kSize - 2 * kOff);
+        return sum;
+    }
+
+  private:
+    static constexpr int64_t kOff = kSize / 8;
+
+    double sorted_[kSize];
+};
+
+// What the boxes of a grid are like: the largest sides, the furthest coordinate, the mean sides (which count as a
+// square) without those that lie far off.
+template <typename T>
+struct BoxSizes {
+    T most[2], furthest;
+    double mean[2];
+    bool thin, tiny;  // whether more than a few are far longer one way than the other, and whether any is tiny
+
+    using Flag = typename Bits<T>::Signed;  // as wide as T, so that loops vectorise
+
+    BoxSizes(const BoxColumns<T>& boxes, int64_t n) {
+        constexpr int64_t kWide = 16;
+        T width[kWide] = {}, height[kWide] = {}, distance[kWide] = {};
+        Flag any_tiny[kWide] = {};
+        const auto see = [&](int64_t i, int64_t lane) {
+            const bool counts = OverlapTest<T>::can_overlap(boxes.area[i]);
+            const T x = larger(boxes.x2[i], -boxes.x1[i]), y = larger(boxes.y2[i], -boxes.y1[i]);
+            width[lane] = larger(width[lane], counts ? boxes.x2[i] - boxes.x1[i] : T(0));
+            height[lane] = larger(height[lane], counts ? boxes.y2[i] - boxes.y1[i] : T(0));
+            distance[lane] = larger(distance[lane], counts ? larger(x, y) : T(0));
+            any_tiny[lane] |= static_cast<Flag>(OverlapTest<T>::tiny(boxes.area[i]));
+        };
+        int64_t i = 0;
+        for (; i + kWide <= n; i += kWide) {
+            for (int64_t lane = 0; lane < kWide; ++lane) see(i + lane, lane);
+        }
+        for (; i < n; ++i) see(i, 0);
+        most[0] = max_of(width, kWide);
+        most[1] = max_of(height, kWide);
+        furthest = max_of(distance, kWide);
+        tiny = false;
+        for (const Flag any : any_tiny) tiny |= any != 0;
+        const auto side = [&](const T* low, const T* high, int64_t k) {
+            const int64_t at = k * n / Sample<T>::kSize;
+            return OverlapTest<T>::can_overlap(boxes.area[at]) ? high[at] - low[at] : T(0);
+        };
+        mean[0] = Sample<T>([&](int64_t k) { return side(boxes.x1, boxes.x2, k); }).mean();
+        mean[1] = Sample<T>([&](int64_t k) { return side(boxes.y1, boxes.y2, k); }).mean();
+        constexpr double kThin = 16;
+        int64_t num_thin = 0;
+        for (int64_t k = 0; k < Sample<T>::kSize; ++k) {
+            const double wide = static_cast<double>(side(boxes.x1, boxes.x2, k)) * mean[1];
+            const double tall = static_cast<double>(side(boxes.y1, boxes.y2, k)) * mean[0];
+            num_thin += static_cast<int64_t>(larger(wide, tall) > kThin * smaller(wide, tall));
+        }
+        thin = num_thin > 1;
+    }
+
+    // Where none is tiny, far larger than most or far away, and few are thin, less has to be asked of each box.
+    bool regular() const {
+        const double least = smaller(mean[0], mean[1]), error = static_cast<double>(kCentreError<T>);
+        return !thin && !tiny && static_cast<double>(most[0]) <= 4 * mean[0] &&
+               static_cast<double>(most[1]) <= 4 * mean[1] && 64 * error * static_cast<double>(furthest) <= least;
+    }
+};
+
+}  // namespace fastssd::FASTSSD_ISA
