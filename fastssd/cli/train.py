@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 DEMO_PICTURES, DEMO_QUICK = 600, 10
 DEMO_EPOCHS, DEMO_BATCH = 8, 4  # small batches: many steps in little time
+DEMO_MINUTES = 4.5  # a slow machine trains for as many epochs as fit
 DEMO_MOSAIC, DEMO_CLOSE_MOSAIC = 0.6, 2  # four times the objects for the price of one picture; then whole ones
 DEMO_BACKGROUND = 0.4  # what nearly matches is neither object nor background
 TRAINING, LOSS, AUGMENTATION, HARDWARE = "Training", "Matching and losses", "Augmentation", "Hardware"
@@ -52,7 +53,12 @@ def option(help: str, default: str, panel: str, *names: str) -> Any:
 def demo(
     out: Annotated[Path | None, typer.Option(help="The run folder to make.", show_default="runs/demo-NNN")] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the training pictures.", show_default=str(DEMO_EPOCHS))
+        int | None,
+        typer.Option(
+            min=1,
+            help="Passes over the training images.",
+            show_default=f"{DEMO_EPOCHS}, or as many as fit into {DEMO_MINUTES} minutes",
+        ),
     ] = None,
     minutes: Annotated[
         float | None,
@@ -86,8 +92,9 @@ def demo(
         seed=seed,
     )
     config = replace(config, preset=fitted(config, train_data))
-    if minutes is not None:
-        config = replace(config, epochs=epochs_in(minutes * 60, config, train_data))
+    if minutes or not (epochs or quick):
+        fitting = epochs_in(60 * (minutes or DEMO_MINUTES), config, train_data)
+        config = replace(config, epochs=fitting if minutes else min(DEMO_EPOCHS, fitting))
     say(
         f"learning to detect {', '.join(train_data.class_names)}: {len(train_data)} generated pictures, "
         f"{config.epochs} epochs, then {len(eval_data)} pictures that it has not seen"
