@@ -16,8 +16,11 @@ torch = pytest.importorskip("torch")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from fastssd.ops import _device, _library  # noqa: E402
-from fastssd.ops import _face as face  # noqa: E402
+from fastssd import _checks as checks  # noqa: E402
+from fastssd.ops._operator import REGISTRY, dispatched  # noqa: E402
+from fastssd.ops._torch import device  # noqa: E402
+
+ON_DEVICE = {name: device.by_formula(operator) for name, operator in REGISTRY.items() if operator.formula}
 
 
 class OtherDevice(TorchDispatchMode):
@@ -25,10 +28,9 @@ class OtherDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("fastssd::")
-        if name not in _device.ON_DEVICE:
+        if name not in ON_DEVICE:
             return func(*args, **(kwargs or {}))
-        _library.OPERATORS[name].check(*args)
-        return _device.ON_DEVICE[name](*args)
+        return ON_DEVICE[name](*args)
 
 
 def as_tensors(value: Any) -> Any:
@@ -36,7 +38,7 @@ def as_tensors(value: Any) -> Any:
         return [as_tensors(each) for each in value]
     # What torch has no strides, byte order or alignment for is copied.
     return (
-        torch.from_numpy(face.plain(value, value.dtype.newbyteorder("="))) if isinstance(value, np.ndarray) else value
+        torch.from_numpy(checks.plain(value, value.dtype.newbyteorder("="))) if isinstance(value, np.ndarray) else value
     )
 
 
@@ -61,10 +63,10 @@ def differences(name: str, face: Any, monkeypatch: Any) -> list[str]:
     return bad
 
 
-PUBLIC = sorted({name for name in _library.OPERATORS if hasattr(ops, name)} - {"grid_anchors"})
+PUBLIC = sorted({name for name in REGISTRY if hasattr(ops, name)} - {"grid_anchors"})
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLIC if name in _device.ON_DEVICE])
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name in ON_DEVICE])
 def test_formulas_equal_the_kernels(name, monkeypatch):
     face = getattr(ops, name)
 
@@ -97,20 +99,20 @@ def test_cuda_gives_what_the_cpu_gives(name, monkeypatch):
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_operator_has_a_kernel_for_every_device(name):
-    for device in ("CPU", "CUDA", "XPU", "MPS", "PrivateUse1", "Meta"):
-        assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"fastssd::{name}", device)
+    for key in ("CPU", "CUDA", "XPU", "MPS", "PrivateUse1", "Meta"):
+        assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"fastssd::{name}", key)
 
 
 def test_only_what_torch_must_dispatch_is_dispatched():
     plain, elsewhere = torch.rand(3, 4), torch.empty(3, 4, device="meta")
-    assert not face.dispatched(plain, torch.nn.Parameter(plain), plain.numpy(), [plain], None)
-    assert face.dispatched(plain, elsewhere)
-    assert face.dispatched(torch.func.vmap(lambda boxes: boxes)(plain)) is False
+    assert not dispatched(plain, torch.nn.Parameter(plain), plain.numpy(), [plain], None)
+    assert dispatched(plain, elsewhere)
+    assert dispatched(torch.func.vmap(lambda boxes: boxes)(plain)) is False
     assert ops.box_iou(elsewhere, elsewhere).device.type == "meta"
     seen = []
-    torch.func.vmap(lambda boxes: seen.append(face.dispatched(boxes)) or boxes)(plain)
+    torch.func.vmap(lambda boxes: seen.append(dispatched(boxes)) or boxes)(plain)
     with OtherDevice():
-        seen.append(face.dispatched(plain))
+        seen.append(dispatched(plain))
     assert seen == [True, True]
 
 
@@ -135,10 +137,10 @@ class Anchors:
 
 def test_anchors_move_once_until_they_change():
     anchors = Anchors()
-    assert [_device.on_cpu(anchors) for _ in range(3)] == [1, 1, 1]
+    assert [device.on_cpu(anchors) for _ in range(3)] == [1, 1, 1]
     anchors._version += 1  # written to in place
-    assert _device.on_cpu(anchors) == 2
-    assert _device.on_cpu(Anchors()) == 1
+    assert device.on_cpu(anchors) == 2
+    assert device.on_cpu(Anchors()) == 1
 
 
 @pytest.mark.parametrize(

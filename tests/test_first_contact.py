@@ -150,7 +150,7 @@ def test_arrays_that_another_thread_writes_to(name):
 @pytest.mark.parametrize("ratio", [np.inf, 1e308, 5e-324, 0.0])
 def test_formula_on_torch_mines_what_the_kernel_mines(ratio):
     torch = pytest.importorskip("torch")
-    from fastssd.ops import _formulas
+    from fastssd.ops._torch import formulas as _formulas
 
     rng = np.random.default_rng(0)
     loss, positive = rng.random((3, 500)), rng.random((3, 500)) < [[0.02], [0.0], [0.3]]
@@ -163,7 +163,7 @@ def test_formula_on_torch_mines_what_the_kernel_mines(ratio):
 
 def test_formula_on_torch_clips_as_the_kernel_does():
     torch = pytest.importorskip("torch")
-    from fastssd.ops import _formulas
+    from fastssd.ops._torch import formulas as _formulas
 
     boxes = np.array([[-0.0, 0.0, 5.0, np.nan], [-3.0, -0.0, -0.0, 9.0]] * 9)
     for size in ((4.0, 3.0), (0.0, 0.0)):

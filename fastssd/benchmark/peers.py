@@ -89,7 +89,7 @@ def _our_criterion(logits: Any, deltas: Any, anchors: Any, gt_boxes: Any, gt_lab
     import torch
 
     from fastssd.detection import Criterion
-    from fastssd.ops.matching import Targets
+    from fastssd.ops import Targets
 
     criterion = Criterion(min_negatives=0)  # as torchvision has it
     targets = ops.assign_targets(anchors, gt_boxes, gt_labels, force_match="best")

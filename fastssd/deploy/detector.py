@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from fastssd import _checks as checks
 from fastssd._image import resize_image
 from fastssd.deploy.metadata import Limits
 from fastssd.deploy.networks import CheckpointNetwork, Network, OnnxNetwork, Provider, is_checkpoint
 from fastssd.deploy.pictures import Picture, is_picture, read_picture
 from fastssd.deploy.result import NamedDetections
-from fastssd.ops import _face as face
 
 if TYPE_CHECKING:
     from fastssd.data import DataError
@@ -68,9 +68,9 @@ class Detector:
     ) -> None:
         path = Path(model)
         self.path = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
-        self.batch_size = face.count("batch_size", batch_size, low=1)
+        self.batch_size = checks.count("batch_size", batch_size, low=1)
         if threads is not None:
-            threads = face.count("threads", threads, low=1)
+            threads = checks.count("threads", threads, low=1)
         of_torch = is_checkpoint(self.path)
         if of_torch and providers is not None:
             raise ValueError(f"providers: onnxruntime's, but {self.path} is a checkpoint; device chooses where it runs")

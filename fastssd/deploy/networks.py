@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from fastssd._files import DamagedFileError, check_onnx, warn_unverified
 from fastssd.backends import threads as pool
 from fastssd.deploy.metadata import Limits, NetworkInfo
-from fastssd.ops import postprocess_detections
-from fastssd.ops.postprocess import Detections
+from fastssd.ops import Detections, postprocess_detections
 
 Provider = str | tuple[str, dict[str, Any]]
 CPU = ("CPUExecutionProvider",)

@@ -27,7 +27,7 @@ from fastssd.detection.models import (
     ssdlite320_mobilenet_v3_large,
 )
 from fastssd.detection.postprocess import ImageDetections, detect, detect_batch
-from fastssd.ops import _library  # noqa: F401  registers torch.ops.fastssd.*, where torch was imported last
+from fastssd.ops import _torch  # noqa: F401  registers torch.ops.fastssd.*, where torch was imported last
 
 __all__ = [
     "MODELS",

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from fastssd.ops import _face as face
-from fastssd.ops import assign_targets
-from fastssd.ops.matching import Targets
+from fastssd import _checks as checks
+from fastssd.ops import Targets, assign_targets
 
 
 class TargetBatch(NamedTuple):
@@ -85,7 +84,7 @@ class TargetCollate:
         boxes_in_pixels: bool = False,
         num_classes: int | None = None,
     ) -> None:
-        self.anchors: NDArray[Any] = np.array(*face.promote(face.to_numpy("anchors", anchors)))
+        self.anchors: NDArray[Any] = np.array(*checks.promote(checks.to_numpy("anchors", anchors)))
         self.options: dict[str, Any] = {
             "iou_threshold": iou_threshold,
             "background_threshold": background_threshold,
@@ -93,7 +92,7 @@ class TargetCollate:
             "variances": variances,
         }
         self.boxes_in_pixels = boxes_in_pixels
-        self.num_classes = None if num_classes is None else face.count("num_classes", num_classes, 1)
+        self.num_classes = None if num_classes is None else checks.count("num_classes", num_classes, 1)
         # Raises on bad arguments now instead of in a worker; forked workers find the anchors prepared.
         assign_targets(self.anchors, np.empty((0, 4), np.float32), np.empty(0, np.int64), **self.options)
 
@@ -107,7 +106,7 @@ class TargetCollate:
             boxes, labels = _boxes_and_labels(where, boxes, labels, self.anchors.dtype)
             difficult = getattr(sample, "difficult", None)
             if difficult is not None:
-                keep = ~face.to_numpy(f"{where}: difficult", difficult).astype(bool)
+                keep = ~checks.to_numpy(f"{where}: difficult", difficult).astype(bool)
                 boxes, labels = boxes[keep], labels[keep]
             self._check_learnable(where, boxes, labels)
             if self.boxes_in_pixels:
@@ -200,11 +199,11 @@ def _boxes_and_labels(
     layout = getattr(getattr(boxes, "format", None), "name", "XYXY")  # of torchvision's BoundingBoxes
     if layout != "XYXY":
         raise ValueError(f"{where}: boxes: expected the format XYXY, got {layout}")
-    array = face.to_numpy(f"{where}: boxes", boxes)
+    array = checks.to_numpy(f"{where}: boxes", boxes)
     if array.size == 0 and array.ndim == 1:  # torch.tensor([]): a picture without boxes
         array = array.reshape(0, 4)
-    face.check_shape(f"{where}: boxes", array, ("G", 4))
-    classes = face.integers(f"{where}: labels", face.to_numpy(f"{where}: labels", labels))
-    face.check_shape(f"{where}: labels", classes, ("G",))
-    face.check_length(f"{where}: labels", classes, "boxes", len(array))
+    checks.check_shape(f"{where}: boxes", array, ("G", 4))
+    classes = checks.integers(f"{where}: labels", checks.to_numpy(f"{where}: labels", labels))
+    checks.check_shape(f"{where}: labels", classes, ("G",))
+    checks.check_length(f"{where}: labels", classes, "boxes", len(array))
     return array.astype(dtype, copy=False), classes

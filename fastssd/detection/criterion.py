@@ -13,8 +13,7 @@ from torch import Tensor
 from fastssd._fields import check_fields, one_of, within
 from fastssd.backends import FORCE_MATCH
 from fastssd.detection.collate import TargetCollate
-from fastssd.ops import assign_targets, multibox_cross_entropy
-from fastssd.ops.matching import Targets
+from fastssd.ops import Targets, assign_targets, multibox_cross_entropy
 
 CLASS_LOSSES = ("cross_entropy", "focal")
 BOX_LOSSES = ("smooth_l1", "l1")

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 
+from fastssd.ops._results import Detections, Matches, MultiboxLoss, SoftDetections, Targets
 from fastssd.ops.anchors import grid_anchors
 from fastssd.ops.boxes import box_area, box_convert, clip_boxes_to_image, remove_small_boxes
 from fastssd.ops.coding import decode_boxes, encode_boxes
@@ -13,16 +14,17 @@ from fastssd.ops.iou import (
     generalized_box_iou,
     paired_box_iou,
 )
-from fastssd.ops.matching import Matches, Targets, assign_targets, match_anchors
+from fastssd.ops.matching import assign_targets, match_anchors
 from fastssd.ops.mining import mine_hard_negatives
-from fastssd.ops.multibox import MultiboxLoss, multibox_cross_entropy
+from fastssd.ops.multibox import multibox_cross_entropy
 from fastssd.ops.nms import batched_nms, nms, soft_nms
-from fastssd.ops.postprocess import Detections, postprocess_detections
+from fastssd.ops.postprocess import postprocess_detections
 
 __all__ = [
     "Detections",
     "Matches",
     "MultiboxLoss",
+    "SoftDetections",
     "Targets",
     "assign_targets",
     "batched_nms",
@@ -49,4 +51,4 @@ __all__ = [
 if hasattr(sys.modules.get("torch"), "Tensor"):  # else the first call that torch has to dispatch does it
     # A torch with which that fails does not stand in the way of everything else: whoever dispatches gets the error.
     with contextlib.suppress(Exception):
-        from fastssd.ops import _library  # noqa: F401  registers torch.ops.fastssd.*
+        from fastssd.ops import _torch  # noqa: F401  registers torch.ops.fastssd.*

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from fastssd import _checks as checks
 from fastssd.backends import active_backend
-from fastssd.ops import _face as face
-from fastssd.ops.boxes import check_size
+from fastssd.ops._operator import dispatched, operator
+
+if TYPE_CHECKING:
+    import torch
 
 
 def grid_anchors(
@@ -51,18 +54,41 @@ def grid_anchors(
         >>> grid_anchors([32, 16, 8, 4, 1], [(.2, .272), (.37, .447), (.54, .619), (.71, .79), (.88, .961)]).shape
         (5444, 4)
     """
-    if face.dispatched():
-        return face.dispatch("grid_anchors", *_levels(grid_sizes, scales, aspect_ratios), image_size, clip, dtype)
+    levels = _levels(grid_sizes, scales, aspect_ratios)
+    if not dispatched():
+        return _grid_anchors(*levels, image_size, clip, dtype)
+    import torch
+
+    if dtype not in (float, np.float32, np.float64, "float32", "float64"):
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
+    kind = torch.float64 if dtype in (float, np.float64, "float64") else torch.float32
+    grids, scales, ratios = levels
+    flat = torch.ops.fastssd.grid_anchors(
+        [side for grid in grids for side in grid],
+        [float(scale) for level in scales for scale in level],
+        [len(level) for level in scales],
+        [float(ratio) for level in ratios for ratio in level],
+        [len(level) for level in ratios],
+        [*image_size],
+        clip,
+        kind,
+    )
+    found: NDArray[Any] = flat.numpy()
+    return found
+
+
+def _grid_anchors(
+    grids: list[Any], scales: list[Any], ratios: list[Any], image_size: Any, clip: Any, dtype: DTypeLike
+) -> NDArray[Any]:
     kind = np.dtype(dtype)
     if kind not in (np.float32, np.float64):
         raise TypeError(f"dtype: expected float32 or float64, got {kind}")
-    size = np.array(check_size("image_size", image_size), np.float64)
-
+    size = np.array(checks.check_size("image_size", image_size), np.float64)
     levels = []
-    for level, ((rows, columns), *given) in enumerate(zip(*_levels(grid_sizes, scales, aspect_ratios), strict=True)):
-        rows, columns = face.count(f"grid_sizes[{level}]", rows), face.count(f"grid_sizes[{level}]", columns)
+    for level, ((rows, columns), *given) in enumerate(zip(grids, scales, ratios, strict=True)):
+        rows, columns = checks.count(f"grid_sizes[{level}]", rows), checks.count(f"grid_sizes[{level}]", columns)
         shapes = _shapes(level, *given)
-        out = face.empty((rows * columns * len(shapes), 4), kind)
+        out = checks.empty((rows * columns * len(shapes), 4), kind)
         active_backend().grid_anchors(rows, columns, shapes, size, bool(clip), out)
         levels.append(out)
     return np.concatenate(levels) if levels else np.empty((0, 4), kind)
@@ -100,9 +126,33 @@ def _levels(grid_sizes: Any, scales: Any, aspect_ratios: Any) -> tuple[list[Any]
 def _shapes(level: int, scales: list[Any], ratios: list[Any]) -> NDArray[np.float64]:
     """(width, height) of a cell's anchors, [K, 2]."""
     tiny, huge = 1e-30, 1e30
-    scales = [face.number(f"scales[{level}]", scale, tiny, huge) for scale in scales]
-    ratios = [face.number(f"aspect_ratios[{level}]", ratio, tiny, huge) for ratio in ratios]
+    scales = [checks.number(f"scales[{level}]", scale, tiny, huge) for scale in scales]
+    ratios = [checks.number(f"aspect_ratios[{level}]", ratio, tiny, huge) for ratio in ratios]
     if not scales or not ratios:
         raise ValueError(f"scales[{level}], aspect_ratios[{level}]: expected at least one of each")
     pairs = [(scale, ratios[0]) for scale in scales] + [(scales[0], ratio) for ratio in ratios[1:]]
     return np.array([(scale * math.sqrt(ratio), scale / math.sqrt(ratio)) for scale, ratio in pairs])
+
+
+@operator("-> float[A, 4]", vmap=None, name="grid_anchors")
+def _flat_grid_anchors(
+    grid_sizes: list[int],
+    scales: list[float],
+    scales_per_level: list[int],
+    aspect_ratios: list[float],
+    ratios_per_level: list[int],
+    image_size: tuple[float, float] | None = None,
+    clip: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Any:
+    """``torch.ops.fastssd.grid_anchors``: lists of lists laid flat, because no schema has them."""
+    grids = [*zip(grid_sizes[::2], grid_sizes[1::2], strict=True)]
+    levels = _split(scales, scales_per_level), _split(aspect_ratios, ratios_per_level)
+    kind = np.float64 if "float64" in str(dtype) else np.float32
+    return _grid_anchors(grids, *levels, (1.0, 1.0) if image_size is None else image_size, clip, kind)
+
+
+def _split(flat: Sequence[float], lengths: Sequence[int]) -> list[list[float]]:
+    ends = np.cumsum(lengths, dtype=int).tolist()
+    return [list(flat[end - length : end]) for length, end in zip(lengths, ends, strict=True)]

@@ -5,38 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy import ndarray
 from numpy.typing import NDArray
 
-from fastssd.backends import FORCE_MATCH, Int, active_backend, shortcuts
-from fastssd.ops import _face as face
-from fastssd.ops._face import Array
-from fastssd.ops.coding import check_codable
+from fastssd import _checks as checks
+from fastssd._checks import Array
+from fastssd.backends import FORCE_MATCH, Int, active_backend
+from fastssd.ops._operator import operator
+from fastssd.ops._results import Matches, Targets
 
 
-class Matches(NamedTuple):
-    """What :func:`match_anchors` returns."""
-
-    gt_idx: Any
-    """int64 [A] or [B, A]: >= 0 the ground truth that the anchor is positive for, -1 background, -2 ignored."""
-    iou: Any
-    """float [A] or [B, A]: IoU with that ground truth, else with the best one, 0 where there is none."""
-
-
-class Targets(NamedTuple):
-    """What :func:`assign_targets` returns."""
-
-    labels: Any
-    """int64 [A] or [B, A]: the label of the matched ground truth, 0 background, -1 ignored."""
-    deltas: Any
-    """float [A, 4] or [B, A, 4]: the matched ground truth encoded against the anchor, 0 where not positive."""
-    gt_idx: Any
-    """int64 [A] or [B, A]: as in :class:`Matches`."""
-
-
+@operator(
+    "anchors: float[A, 4], gt_boxes: float[B?, G, 4], gt_counts: int[B] -> gt_idx: int64[B?, A], iou: float[B?, A]",
+    result=Matches,
+    shortcut=True,
+    lists=True,
+    vmap="matching",
+)
 def match_anchors(
     anchors: Array,
     gt_boxes: Array,
@@ -68,33 +55,25 @@ def match_anchors(
     Source:
         SSD, arXiv:1512.02325, section 2.2, "Matching strategy".
     """
-    # What a shortcut takes needs no dispatching but where torch traces, which shows in the anchors: so the rest, which
-    # may be long lists, is looked at later.
-    traced = type(anchors) is not ndarray and face.dispatched(anchors)
-    if gt_counts is None and not traced:
-        found = shortcuts.match_anchors(anchors, gt_boxes, iou_threshold, background_threshold, force_match)
-        if found is not None:
-            return Matches(*found)
-    if traced or face.dispatched(*_each(gt_boxes), gt_counts):
-        found = face.dispatch(
-            "call_matching",
-            "match_anchors",
-            {"anchors": anchors, "gt_boxes": gt_boxes, "gt_counts": gt_counts},
-            iou_threshold=iou_threshold,
-            background_threshold=background_threshold,
-            force_match=force_match,
-        )
-        return Matches(*found)
-    limits = thresholds(iou_threshold, background_threshold)
-    force = face.choice("force_match", force_match, FORCE_MATCH)
     check_form(gt_boxes, None, gt_counts)
     truth = _GroundTruth(anchors, gt_boxes, gt_counts)
     gt_idx, iou = _empty((truth.batch, len(truth.anchors)), (np.int64, 1), (truth.anchors.dtype, 1))
-    active_backend().match_anchors(truth.anchors, truth.boxes, truth.offsets, *limits, force, gt_idx, iou)
-    tracked = (anchors, *truth.given)
-    return Matches(truth.give(gt_idx), face.without_gradient("match_anchors", truth.give(iou), *tracked))
+    limits = iou_threshold, iou_threshold if background_threshold is None else background_threshold
+    active_backend().match_anchors(
+        truth.anchors, truth.boxes, truth.offsets, *limits, FORCE_MATCH[force_match], gt_idx, iou
+    )
+    return Matches(truth.result(gt_idx), truth.result(iou))
 
 
+@operator(
+    "anchors: float[A, 4], gt_boxes: float[B?, G, 4], gt_labels: int[B?, G], gt_counts: int[B] -> "
+    "labels: int64[B?, A], deltas: float[B?, A, 4], gt_idx: int64[B?, A]",
+    result=Targets,
+    shortcut=True,
+    lists=True,
+    formula=True,
+    vmap="matching",
+)
 def assign_targets(
     anchors: Array,
     gt_boxes: Array,
@@ -123,45 +102,28 @@ def assign_targets(
     Source:
         SSD, arXiv:1512.02325, section 2.2.
     """
-    traced = type(anchors) is not ndarray and face.dispatched(anchors)  # as in match_anchors
-    if gt_counts is None and not traced:
-        rest = iou_threshold, background_threshold, force_match, variances
-        found = shortcuts.assign_targets(anchors, gt_boxes, gt_labels, *rest)
-        if found is not None:
-            return Targets(*found)
-    if traced or face.dispatched(*_each(gt_boxes), *_each(gt_labels), gt_counts):
-        found = face.dispatch(
-            "call_matching",
-            "assign_targets",
-            {"anchors": anchors, "gt_boxes": gt_boxes, "gt_labels": gt_labels, "gt_counts": gt_counts},
-            iou_threshold=iou_threshold,
-            background_threshold=background_threshold,
-            force_match=force_match,
-            variances=variances,
-        )
-        return Targets(*found)
-    limits = thresholds(iou_threshold, background_threshold)
-    force = face.choice("force_match", force_match, FORCE_MATCH)
-    center, size = face.check_variances(variances)
     check_form(gt_boxes, gt_labels, gt_counts)
-    truth = _GroundTruth(anchors, gt_boxes, gt_counts, gt_labels)
+    truth = _GroundTruth(anchors, gt_boxes, gt_counts)
     flat_labels = truth.labels(gt_labels)
-    check_codable("anchors", truth.anchors)
+    checks.check_codable("anchors", truth.anchors)
     truth.check_extent()
     shape = (truth.batch, len(truth.anchors))
     gt_idx, labels, deltas = _empty(shape, (np.int64, 1), (np.int64, 1), (truth.anchors.dtype, 4))
     deltas = deltas.reshape(*shape, 4)
+    limits = iou_threshold, iou_threshold if background_threshold is None else background_threshold
     active_backend().assign_targets(
-        truth.anchors, truth.boxes, flat_labels, truth.offsets, *limits, force, center, size, labels, deltas, gt_idx
+        truth.anchors,
+        truth.boxes,
+        flat_labels,
+        truth.offsets,
+        *limits,
+        FORCE_MATCH[force_match],
+        *variances,
+        labels,
+        deltas,
+        gt_idx,
     )
-    tracked = (anchors, *truth.given)
-    return Targets(
-        truth.give(labels), face.without_gradient("assign_targets", truth.give(deltas), *tracked), truth.give(gt_idx)
-    )
-
-
-def _each(value: Array) -> Sequence[Array]:
-    return value if isinstance(value, list | tuple) else (value,)
+    return Targets(truth.result(labels), truth.result(deltas), truth.result(gt_idx))
 
 
 def check_form(gt_boxes: Array, gt_labels: Array | None, gt_counts: Array | None) -> bool:
@@ -178,19 +140,6 @@ def check_form(gt_boxes: Array, gt_labels: Array | None, gt_counts: Array | None
     ):
         raise ValueError("gt_labels: expected the same form and length as gt_boxes")
     return listed
-
-
-def thresholds(iou_threshold: Any, background_threshold: Any) -> tuple[float, float]:
-    """(positive from, background below), checked.
-
-    Raises:
-        TypeError, ValueError: not in [0, 1], or in the wrong order.
-    """
-    high = face.fraction("iou_threshold", iou_threshold)
-    low = high if background_threshold is None else face.fraction("background_threshold", background_threshold)
-    if low > high:
-        raise ValueError(f"background_threshold: expected at most iou_threshold {high:g}, got {low:g}")
-    return high, low
 
 
 _MOST_SHARED_BYTES = 1 << 24  # as in csrc/bindings/operand.h
@@ -225,7 +174,7 @@ def _join(arrays: Sequence[Array], columns: tuple[int, ...]) -> Array | None:
             return None
     except AttributeError:  # not an array
         return None
-    if face.is_tensor(arrays[0]):
+    if checks.is_tensor(arrays[0]):
         return sys.modules["torch"].cat(arrays)
     return np.concatenate(arrays) if type(arrays[0]) is np.ndarray else None
 
@@ -233,43 +182,39 @@ def _join(arrays: Sequence[Array], columns: tuple[int, ...]) -> Array | None:
 class _GroundTruth:
     """Anchors and the ground truth of a batch, checked, promoted and laid flat with offsets."""
 
-    def __init__(
-        self, anchors: Array, gt_boxes: Array, gt_counts: Array | None, gt_labels: Array | None = None
-    ) -> None:
-        priors = face.to_boxes("anchors", anchors)
-        face.check_shape("anchors", priors, ("A", 4))
+    def __init__(self, anchors: Array, gt_boxes: Array, gt_counts: Array | None) -> None:
+        priors = checks.to_boxes("anchors", anchors)
+        checks.check_shape("anchors", priors, ("A", 4))
         self.one = False
         self.listed = isinstance(gt_boxes, list | tuple)
-        self.given: tuple[Array, ...] = tuple(gt_boxes) if self.listed else (gt_boxes,)
-        self.examples = (anchors, *self.given, *_each(gt_labels), gt_counts)
         if self.listed:
-            joined = _join(self.given, (4,))
+            joined = _join(gt_boxes, (4,))
             if joined is not None:
-                images, self.sizes = [face.to_numpy("gt_boxes", joined)], [boxes.shape[0] for boxes in gt_boxes]
+                images, self.sizes = [checks.to_numpy("gt_boxes", joined)], [boxes.shape[0] for boxes in gt_boxes]
             else:
-                images = [face.to_boxes(f"gt_boxes[{i}]", boxes) for i, boxes in enumerate(gt_boxes)]
+                images = [checks.to_boxes(f"gt_boxes[{i}]", boxes) for i, boxes in enumerate(gt_boxes)]
                 for i, boxes in enumerate(images):
-                    face.check_shape(f"gt_boxes[{i}]", boxes, ("G", 4))
-                dtype = face.float_dtype(priors, *images)  # which may differ from what NumPy joins them in
+                    checks.check_shape(f"gt_boxes[{i}]", boxes, ("G", 4))
+                dtype = checks.float_dtype(priors, *images)  # which may differ from what NumPy joins them in
                 images = [boxes.astype(dtype, copy=False) for boxes in images]
                 self.sizes = [len(boxes) for boxes in images]
         else:
-            array = face.to_boxes("gt_boxes", gt_boxes)
+            array = checks.to_boxes("gt_boxes", gt_boxes)
             self.one = array.ndim == 2
             if self.one:
-                face.check_shape("gt_boxes", array, ("G", 4))
+                checks.check_shape("gt_boxes", array, ("G", 4))
                 if gt_counts is not None:
                     raise ValueError("gt_counts: only for padded gt_boxes of shape [B, G, 4]")
                 images, self.sizes = [array], [len(array)]
             else:
-                face.check_shape("gt_boxes", array, ("B", "G", 4))
+                checks.check_shape("gt_boxes", array, ("B", "G", 4))
                 self.sizes = self._counts(gt_counts, array.shape)
                 images = [boxes[:size] for boxes, size in zip(array, self.sizes, strict=True)]
         self.batch = len(self.sizes)
         self.offsets: Int = np.array([0, *accumulate(self.sizes)], np.int64)
         flat = images[0] if len(images) == 1 else np.concatenate(images or [np.empty((0, 4), priors.dtype)])
-        self.anchors, self.boxes = face.promote(priors, flat)
-        face.check_finite("anchors", self.anchors)
+        self.anchors, self.boxes = checks.promote(priors, flat)
+        checks.check_finite("anchors", self.anchors)
         finite = np.isfinite(self.boxes)
         if not finite.all():
             self._check(~finite.all(-1), "is not finite")
@@ -278,8 +223,8 @@ class _GroundTruth:
     def _counts(gt_counts: Array | None, shape: tuple[int, ...]) -> list[int]:
         if gt_counts is None:
             return [shape[1]] * shape[0]
-        counts = face.integers("gt_counts", face.to_numpy("gt_counts", gt_counts))
-        face.check_shape("gt_counts", counts, (shape[0],))
+        counts = checks.integers("gt_counts", checks.to_numpy("gt_counts", gt_counts))
+        checks.check_shape("gt_counts", counts, (shape[0],))
         if ((counts < 0) | (counts > shape[1])).any():
             raise ValueError(f"gt_counts: expected numbers in [0, {shape[1]}], got {counts.tolist()}")
         return [int(size) for size in counts]
@@ -288,19 +233,19 @@ class _GroundTruth:
         """The labels laid flat as the boxes are."""
         joined = _join(gt_labels, ()) if self.listed else None
         if joined is not None and [labels.shape[0] for labels in gt_labels] == self.sizes:
-            return self._labelled(face.integers("gt_labels", face.to_numpy("gt_labels", joined)))
+            return self._labelled(checks.integers("gt_labels", checks.to_numpy("gt_labels", joined)))
         if self.listed:
-            arrays = [face.to_numpy(f"gt_labels[{i}]", labels) for i, labels in enumerate(gt_labels)]
+            arrays = [checks.to_numpy(f"gt_labels[{i}]", labels) for i, labels in enumerate(gt_labels)]
         else:
-            array = face.to_numpy("gt_labels", gt_labels)
-            face.check_shape("gt_labels", array, ("G",) if self.one else (self.batch, "G"))
+            array = checks.to_numpy("gt_labels", gt_labels)
+            checks.check_shape("gt_labels", array, ("G",) if self.one else (self.batch, "G"))
             arrays = [array] if self.one else [row[:size] for row, size in zip(array, self.sizes, strict=True)]
         for i, (array, size) in enumerate(zip(arrays, self.sizes, strict=True)):
             name = "gt_labels" if self.one else f"gt_labels[{i}]"
             if array.shape != (size,):
                 raise ValueError(f"{name}: expected shape [{size}], one label for each box, got {list(array.shape)}")
         return self._labelled(
-            np.concatenate([face.integers("gt_labels", array) for array in arrays] or [np.empty(0, np.int64)])
+            np.concatenate([checks.integers("gt_labels", array) for array in arrays] or [np.empty(0, np.int64)])
         )
 
     def _labelled(self, labels: Int) -> Int:
@@ -319,6 +264,6 @@ class _GroundTruth:
             place = f"{row - self.offsets[image]}" if self.one else f"{image}][{row - self.offsets[image]}"
             raise ValueError(f"gt_boxes[{place}] {what}: {self.boxes[row].tolist()}")
 
-    def give(self, array: NDArray[Any]) -> Any:
-        """A result as the caller's kind of array, without the batch dimension where there was none."""
-        return face.like(array[0] if self.one else array, *self.examples)
+    def result(self, array: NDArray[Any]) -> NDArray[Any]:
+        """An output without the batch dimension, where there was none."""
+        return array[0] if self.one else array

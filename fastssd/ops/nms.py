@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy import ndarray
 from numpy.typing import NDArray
 
-from fastssd.backends import SOFT_NMS_METHODS, active_backend, shortcuts
-from fastssd.ops import _face as face
-from fastssd.ops._face import Array
+from fastssd import _checks as checks
+from fastssd._checks import Array
+from fastssd.backends import SOFT_NMS_METHODS, active_backend
+from fastssd.ops._operator import operator
+from fastssd.ops._results import SoftDetections
 
-NONFINITE = {"drop": 0, "raise": 1}
 
-
+@operator("boxes: float[N, 4], scores: float[N] -> int64[K]", shortcut=True)
 def nms(boxes: Array, scores: Array, iou_threshold: float, *, nonfinite: str = "drop") -> Any:
     """Keep the box with the highest score, delete what overlaps it too much, repeat.
 
@@ -26,7 +26,7 @@ def nms(boxes: Array, scores: Array, iou_threshold: float, *, nonfinite: str = "
             ``"raise"``: it is an error.
 
     Returns:
-        int64 [K]: indices of the kept boxes by falling score, equal scores by index.
+        int64 [K]: indices of the kept boxes by descending score, equal scores by index.
 
     Raises:
         TypeError, ValueError: wrong shapes, lengths or threshold.
@@ -34,27 +34,22 @@ def nms(boxes: Array, scores: Array, iou_threshold: float, *, nonfinite: str = "
     Source:
         Same indices as ``torchvision.ops.nms`` on finite boxes of positive area.
     """
-    if not (type(boxes) is type(scores) is ndarray) and face.dispatched(boxes, scores):
-        arrays = {"boxes": boxes, "scores": scores}
-        return face.dispatch("call", "nms", arrays, iou_threshold=iou_threshold, nonfinite=nonfinite)
-    if nonfinite == "drop" and (found := shortcuts.nms(boxes, scores, iou_threshold)) is not None:
-        return found
-    flat, values = _boxes_and_scores(boxes, scores, nonfinite)
-    threshold = face.fraction("iou_threshold", iou_threshold)
-    keep = np.empty(len(flat), np.int64)
-    count = active_backend().nms(flat, values, threshold, keep)
-    return face.like(keep[:count].copy(), boxes, scores)
+    boxes, scores = _promoted(boxes, scores, nonfinite)
+    keep = np.empty(len(boxes), np.int64)
+    count = active_backend().nms(boxes, scores, iou_threshold, keep)
+    return keep[:count].copy()
 
 
+@operator("boxes: float[N, 4], scores: float[N], idxs: int[N] -> int64[K]", shortcut=True)
 def batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float, *, nonfinite: str = "drop") -> Any:
-    """NMS within each group: boxes of different groups (classes, pictures) never suppress each other.
+    """NMS within each group: boxes of different groups (classes, images) never suppress each other.
 
     Args:
         boxes, scores, iou_threshold, nonfinite: as in :func:`nms`.
         idxs: integers [N] of any kind, the group of each box.
 
     Returns:
-        int64 [K]: indices of the kept boxes of all groups by falling score, equal scores by index.
+        int64 [K]: indices of the kept boxes of all groups by descending score, equal scores by index.
 
     Raises:
         TypeError, ValueError: wrong shapes, lengths or threshold.
@@ -63,21 +58,13 @@ def batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float, 
         ``torchvision.ops.batched_nms``; per group whatever the coordinates, where torchvision shifts groups apart and
         loses bits by it.
     """
-    if not (type(boxes) is type(scores) is type(idxs) is ndarray) and face.dispatched(boxes, scores, idxs):
-        arrays = {"boxes": boxes, "scores": scores, "idxs": idxs}
-        return face.dispatch("call", "batched_nms", arrays, iou_threshold=iou_threshold, nonfinite=nonfinite)
-    if nonfinite == "drop" and (found := shortcuts.batched_nms(boxes, scores, idxs, iou_threshold)) is not None:
-        return found
-    flat, values = _boxes_and_scores(boxes, scores, nonfinite)
-    groups = face.to_numpy("idxs", idxs)
-    face.check_shape("idxs", groups, ("N",))
-    face.check_length("idxs", groups, "boxes", len(flat))
-    threshold = face.fraction("iou_threshold", iou_threshold)
-    keep = np.empty(len(flat), np.int64)
-    count = active_backend().batched_nms(flat, values, face.identifiers("idxs", groups), threshold, keep)
-    return face.like(keep[:count].copy(), boxes, scores, idxs)
+    boxes, scores = _promoted(boxes, scores, nonfinite)
+    keep = np.empty(len(boxes), np.int64)
+    count = active_backend().batched_nms(boxes, scores, checks.identifiers("idxs", idxs), iou_threshold, keep)
+    return keep[:count].copy()
 
 
+@operator("boxes: float[N, 4], scores: float[N] -> keep: int64[K], scores: float[K]", result=SoftDetections)
 def soft_nms(
     boxes: Array,
     scores: Array,
@@ -87,7 +74,7 @@ def soft_nms(
     sigma: float = 0.5,
     score_threshold: float = 0.001,
     nonfinite: str = "drop",
-) -> Any:
+) -> SoftDetections:
     """NMS that lowers the score of what overlaps instead of deleting it.
 
     Args:
@@ -99,7 +86,7 @@ def soft_nms(
         score_threshold: a box leaves once its score is not greater than this.
 
     Returns:
-        (keep, scores): int64 [K] indices in the order in which they were taken, and their lowered scores [K].
+        :class:`SoftDetections`: (keep, scores).
 
     Raises:
         TypeError, ValueError: wrong shapes, lengths, thresholds or method.
@@ -107,35 +94,16 @@ def soft_nms(
     Source:
         Soft-NMS, arXiv:1704.04503, figure 2.
     """
-    if not (type(boxes) is type(scores) is ndarray) and face.dispatched(boxes, scores):
-        return face.dispatch(
-            "call",
-            "soft_nms",
-            {"boxes": boxes, "scores": scores},
-            method=method,
-            iou_threshold=iou_threshold,
-            sigma=sigma,
-            score_threshold=score_threshold,
-            nonfinite=nonfinite,
-        )
-    flat, values = _boxes_and_scores(boxes, scores, nonfinite)
-    code = face.choice("method", method, SOFT_NMS_METHODS)
-    threshold = face.fraction("iou_threshold", iou_threshold)
-    width = face.number("sigma", sigma, float(np.finfo(np.float32).tiny))
-    lowest = face.number("score_threshold", score_threshold)
-    keep, kept_scores = np.empty(len(flat), np.int64), np.empty(len(flat), flat.dtype)
-    found = active_backend().soft_nms(flat, values, code, threshold, width, lowest, keep, kept_scores)
-    decayed = face.like(kept_scores[:found].copy(), boxes, scores)
-    return face.like(keep[:found].copy(), boxes, scores), face.without_gradient("soft_nms", decayed, boxes, scores)
+    boxes, scores = _promoted(boxes, scores, nonfinite)
+    keep, kept_scores = np.empty(len(boxes), np.int64), np.empty(len(boxes), boxes.dtype)
+    count = active_backend().soft_nms(
+        boxes, scores, SOFT_NMS_METHODS[method], iou_threshold, sigma, score_threshold, keep, kept_scores
+    )
+    return SoftDetections(keep[:count].copy(), kept_scores[:count].copy())
 
 
-def _boxes_and_scores(boxes: Array, scores: Array, nonfinite: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    array, values = face.to_boxes("boxes", boxes), face.to_numpy("scores", scores)
-    face.check_shape("boxes", array, ("N", 4))
-    face.check_shape("scores", values, ("N",))
-    face.check_length("scores", values, "boxes", len(array))
-    if face.choice("nonfinite", nonfinite, NONFINITE):
-        face.check_finite("boxes", array)
-        face.check_rows("scores", np.isnan(values), values, "is NaN")
-    array, values = face.promote(array, values)
-    return array, values
+def _promoted(boxes: NDArray[Any], scores: NDArray[Any], nonfinite: str) -> tuple[NDArray[Any], ...]:
+    if nonfinite == "raise":
+        checks.check_finite("boxes", boxes)
+        checks.check_rows("scores", np.isnan(scores), scores, "is NaN")
+    return checks.promote(boxes, scores)

@@ -20,7 +20,7 @@ from fastssd.detection.models import SSD, Preset
 from fastssd.detection.postprocess import ImageDetections, detect_batch
 from fastssd.detection.preprocess import to_input
 from fastssd.evaluation import MAX_DETECTIONS, GroundTruth, coco_metrics
-from fastssd.ops.matching import Targets
+from fastssd.ops import Targets
 from fastssd.training.checkpoint import KEY, CheckpointInfo
 from fastssd.training.config import TrainConfig
 from fastssd.training.datasets import Cached, EpochSampler, EvalBatch, Resized, eval_loader, train_loader

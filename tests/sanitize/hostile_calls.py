@@ -572,9 +572,9 @@ def of_tensors() -> Iterator[Call]:
 
 def registered() -> Iterator[Call]:
     """torch.ops.fastssd.*, which faces do not guard."""
-    from fastssd.ops import _library
+    from fastssd.ops._operator import REGISTRY
 
-    for operator in sorted(_library.OPERATORS):
+    for operator in sorted(REGISTRY):
         if operator == "grid_anchors":
             continue
         entry = getattr(torch.ops.fastssd, operator)

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fastssd.ops import _formulas as formulas
+from fastssd.ops._operator import REGISTRY
+from fastssd.ops._torch import formulas
+from fastssd.ops._torch.run import run
 
 Places = tuple[int | None, ...]
 Values = tuple[Any, ...]
-
-
-def _run(name: str, *values: Any) -> Any:
-    from fastssd.ops import _library  # which imports this module
-
-    return _library.run(name, *values)
 
 
 def _in_front(value: Any, place: int | None, size: int) -> Any:
@@ -35,7 +30,7 @@ def _all_in_front(size: int, places: Places, values: Values) -> list[Any]:
 
 
 def leading(name: str, size: int, places: Places, values: Values) -> tuple[Any, Any]:
-    return _run(name, *_all_in_front(size, places, values)), 0
+    return run(name, *_all_in_front(size, places, values)), 0
 
 
 def pairwise(name: str, size: int, places: Places, values: Values) -> tuple[Any, Any]:
@@ -47,49 +42,46 @@ def pairwise(name: str, size: int, places: Places, values: Values) -> tuple[Any,
             value = value.movedim(place, 0)
             value = value.reshape(size, *(1,) * (max(examples) - dims), *value.shape[1:])
         fronted.append(value)
-    return _run(name, *fronted), 0
+    return run(name, *fronted), 0
 
 
 def coding(name: str, size: int, places: Places, values: Values) -> tuple[Any, Any]:
     """Mapped anchors [V, A, 4] are one long list of V * A anchors."""
     rows, anchors, *options = values
     if places[1] is None:
-        return _run(name, rows.movedim(places[0], 0), anchors, *options), 0
+        return run(name, rows.movedim(places[0], 0), anchors, *options), 0
     rows, anchors = _in_front(rows, places[0], size), anchors.movedim(places[1], 0)
     rows = rows.movedim(0, -3)  # [..., V, A, 4]
-    found = _run(name, rows.flatten(-3, -2), anchors.flatten(0, 1), *options)
+    found = run(name, rows.flatten(-3, -2), anchors.flatten(0, 1), *options)
     return found.unflatten(-2, (size, -1) if anchors.shape[1] else (size, 0)).movedim(-3, 0), 0
 
 
 def matching(name: str, size: int, places: Places, values: Values) -> tuple[Any, Any]:
-    """Pictures are mapped over, the anchors are theirs all."""
+    """Images are mapped over, and all have the same anchors."""
     if places[0] is not None:
-        raise NotImplementedError(f"fastssd.{name} under vmap: all pictures need the same anchors; map gt_boxes only")
+        raise NotImplementedError(f"fastssd.{name} under vmap: all images need the same anchors; map gt_boxes only")
     anchors, *truth = values
     truth = _all_in_front(size, places[1:], tuple(truth))
-    if truth[0].ndim == 3:  # one picture an example
-        return _run(name, anchors, *truth), (0,) * _outputs(name)
+    if truth[0].ndim == 3:  # one image an example
+        return run(name, anchors, *truth), (0,) * len(REGISTRY[name].outputs)
     batch = truth[0].shape[1]
     truth = [value.flatten(0, 1) if isinstance(value, Tensor) else value for value in truth]
-    found = _run(name, anchors, *truth)
+    found = run(name, anchors, *truth)
     return tuple(each.unflatten(0, (size, batch)) for each in found), (0,) * len(found)
-
-
-def _outputs(name: str) -> int:
-    return len(getattr(torch.ops.fastssd, name).default._schema.returns)
 
 
 def mining(name: str, size: int, places: Places, values: Values) -> tuple[Any, Any]:
     loss, positive, *options = _all_in_front(size, places, values)
     rows, mask = loss.reshape(-1, loss.shape[-1]), positive.reshape(-1, loss.shape[-1])
-    return _run(name, rows, mask, *options).reshape(loss.shape), 0
+    return run(name, rows, mask, *options).reshape(loss.shape), 0
 
 
 def multibox_cross_entropy(name: str, size: int, places: Places, values: Values) -> tuple[Any, Any]:
-    """A sum for each example, by the formula: the kernel sums over all pictures."""
+    """A sum for each example, by the formula: the kernel sums over all images."""
     logits, labels, *options = _all_in_front(size, places, values)
-    ratio, least = (*options, 3.0, 0)[:2] if len(options) != 1 else (options[0], 0)
-    losses, selected = formulas.multibox_losses(logits, labels, ratio, least)
+    defaults = REGISTRY[name].defaults
+    given = defaults | dict(zip(REGISTRY[name].option_names, options, strict=False))
+    losses, selected = formulas.multibox_losses(logits, labels, **given)
     return (losses.reshape(size, -1).sum(-1).to(logits.dtype), selected), (0, 0)
 
 
@@ -101,10 +93,10 @@ def multibox_cross_entropy_gradient(name: str, size: int, places: Places, values
 
 def postprocess_detections(name: str, size: int, places: Places, values: Values) -> tuple[Any, Any]:
     if places[2] is not None:
-        raise NotImplementedError(f"fastssd.{name} under vmap: all pictures need the same anchors")
+        raise NotImplementedError(f"fastssd.{name} under vmap: all images need the same anchors")
     logits, deltas = (_in_front(values[i], places[i], size) for i in (0, 1))
     lead = logits.shape[:-2]
-    found = _run(name, logits.flatten(0, -3), deltas.flatten(0, -3), *values[2:])
+    found = run(name, logits.flatten(0, -3), deltas.flatten(0, -3), *values[2:])
     return tuple(each.unflatten(0, lead) for each in found), (0,) * len(found)
 
 

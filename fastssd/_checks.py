@@ -1,11 +1,6 @@
-"""What every operator's face does: take arrays or tensors, check them once, and give back what the caller uses.
+"""Checks and conversions of arguments, used by the operators, the detection code and the deployed detector.
 
 torch is never imported here: a tensor can only reach us if the caller has imported it.
-
-A face has two ways. The short one is a single call, ``shortcuts.NAME(...)`` of :mod:`fastssd.backends`: where the
-backend has one and the arguments are just what its kernels want, it gives the result in under a microsecond. Else it
-gives None, and the face goes the long way through the helpers below, which convert, explain what is wrong and care for
-gradients. Both give the same result; the long way alone is complete.
 """
 
 from __future__ import annotations
@@ -13,67 +8,29 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastssd.backends import ACTIVATIONS, BOX_FORMATS, FORCE_MATCH, SOFT_NMS_METHODS
+
 Array = Any  # a NumPy array, a torch tensor, or what numpy.asarray understands
+
+NONFINITE = ("drop", "raise")
 
 _INT64_MAX = 2**63 - 1
 _EXACT_IN_FLOAT32 = frozenset("?bBhHef")  # by dtype.char: bool, 8 and 16 bits, float32; dtype.name takes microseconds
 
 
-_TRACED = ("_len_torch_dispatch_stack", "_are_functorch_transforms_active", "_get_tracing_state")  # of torch._C
+# --- arrays ----------------------------------------------------------------------------------------------------------
 
 
 def is_tensor(value: object) -> bool:
     """Whether `value` is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, getattr(torch, "Tensor", ()))
-
-
-def compiling(torch: Any) -> bool:
-    """Whether torch.compile traces this call. A torch that cannot say so cannot trace the operators either."""
-    compiler: Any = getattr(torch, "compiler", None)
-    return hasattr(compiler, "is_dynamo_compiling") and bool(compiler.is_dynamo_compiling())
-
-
-def dispatched(*arrays: Array) -> bool:
-    """Whether torch has to dispatch this call: it is traced, mapped or differentiated as a function, or a tensor among
-    `arrays` is on another device or no plain tensor. Without arrays, whether torch.compile traces it.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return False
-    try:
-        if torch.compiler.is_dynamo_compiling():  # what torch.compile sees as True
-            return True
-        core = torch._C
-        traced = (
-            core._len_torch_dispatch_stack() or core._are_functorch_transforms_active() or core._get_tracing_state()
-        )
-        tensor = torch.Tensor
-    except AttributeError:  # an older torch, or something else of that name
-        if compiling(torch):
-            return True
-        core, tensor = getattr(torch, "_C", None), getattr(torch, "Tensor", ())
-        traced = any(getattr(core, asks)() for asks in _TRACED if hasattr(core, asks))
-    for array in arrays:
-        kind = type(array)
-        if kind is tensor or isinstance(array, tensor):
-            plain = kind is tensor or kind.__torch_dispatch__ is tensor.__torch_dispatch__
-            if traced or not plain or not array.is_cpu:
-                return True
-    return False
-
-
-def dispatch(function: str, *arguments: Any, **options: Any) -> Any:
-    """`function` of :mod:`fastssd.ops._traced`, which calls ``torch.ops.fastssd.*``."""
-    from fastssd.ops import _traced
-
-    return getattr(_traced, function)(*arguments, **options)
 
 
 def to_numpy(name: str, value: Array) -> NDArray[Any]:
@@ -165,6 +122,9 @@ def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         raise MemoryError(f"cannot allocate an array of shape {list(shape)}") from None
 
 
+# --- shapes and values -----------------------------------------------------------------------------------------------
+
+
 def check_shape(name: str, array: Array, shape: Sequence[int | str]) -> None:
     """Raise unless `array` has this shape. A letter fits any length; ``"..."`` in front fits leading dimensions."""
     fixed, dims = shape, array.shape
@@ -183,6 +143,60 @@ def check_length(name: str, array: Array, other: str, length: int) -> None:
     """Raise unless the first dimension of `array` is `length`, the number of `other`."""
     if array.shape[0] != length:
         raise ValueError(f"{name}: expected one entry for each of the {length} {other}, got {array.shape[0]}")
+
+
+def integers(name: str, array: NDArray[Any]) -> NDArray[np.int64]:
+    """`array` as C-contiguous int64.
+
+    Raises:
+        TypeError: floats; a silent truncation would be a wrong answer.
+        ValueError: a number that int64 cannot hold.
+    """
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
+        check_rows(name, array > np.uint64(_INT64_MAX), array, "is more than an int64 can hold")
+    return identifiers(name, array)
+
+
+def identifiers(name: str, array: NDArray[Any]) -> NDArray[np.int64]:
+    """`array` as C-contiguous int64, where only equality counts: different integers stay different.
+
+    Raises:
+        TypeError: floats.
+    """
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
+    return plain(array, np.dtype(np.int64))
+
+
+def check_rows(name: str, bad: NDArray[np.bool_], rows: NDArray[Any], what: str) -> None:
+    """Raise if any entry of `bad` is set, naming the first row that is."""
+    if bad.any():
+        index = np.unravel_index(int(bad.argmax()), bad.shape)
+        place = ", ".join(str(int(i)) for i in index)
+        raise ValueError(f"{name}[{place}] {what}: {rows[index].tolist()}")
+
+
+def check_finite(name: str, rows: NDArray[Any]) -> None:
+    """Raise if a number in the last dimension of `rows` is NaN or infinite, naming the row."""
+    finite = np.isfinite(rows)
+    if not finite.all():
+        check_rows(name, ~finite.all(-1), rows, "is not finite")
+
+
+def check_extent(name: str, boxes: NDArray[Any]) -> None:
+    """Raise if a box has no positive width or height, naming it."""
+    check_rows(
+        name, ~((boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])), boxes, "has no positive extent"
+    )
+
+
+def check_codable(name: str, boxes: Any) -> None:
+    """Raise unless every box is finite and has positive extent, so that its size has a logarithm."""
+    check_finite(name, boxes)
+    check_extent(name, boxes)
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
 
 
 def symbolic(value: Any) -> bool:
@@ -247,56 +261,11 @@ def count(name: str, value: Any, low: int = 0) -> int:
     return result
 
 
-def choice(name: str, value: Any, options: dict[str, int]) -> int:
-    """The code of the option called `value`."""
+def choice(name: str, value: Any, options: Sequence[str] | Mapping[str, int]) -> str:
+    """`value`, which must be one of `options`."""
     if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, options))}, got {value!r}")
-    return options[value]
-
-
-def integers(name: str, array: NDArray[Any]) -> NDArray[np.int64]:
-    """`array` as C-contiguous int64.
-
-    Raises:
-        TypeError: floats; a silent truncation would be a wrong answer.
-        ValueError: a number that int64 cannot hold.
-    """
-    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
-        check_rows(name, array > np.uint64(_INT64_MAX), array, "is more than an int64 can hold")
-    return identifiers(name, array)
-
-
-def identifiers(name: str, array: NDArray[Any]) -> NDArray[np.int64]:
-    """`array` as C-contiguous int64, where only equality counts: different integers stay different.
-
-    Raises:
-        TypeError: floats.
-    """
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
-    return plain(array, np.dtype(np.int64))
-
-
-def check_rows(name: str, bad: NDArray[np.bool_], rows: NDArray[Any], what: str) -> None:
-    """Raise if any entry of `bad` is set, naming the first row that is."""
-    if bad.any():
-        index = np.unravel_index(int(bad.argmax()), bad.shape)
-        place = ", ".join(str(int(i)) for i in index)
-        raise ValueError(f"{name}[{place}] {what}: {rows[index].tolist()}")
-
-
-def check_finite(name: str, rows: NDArray[Any]) -> None:
-    """Raise if a number in the last dimension of `rows` is NaN or infinite, naming the row."""
-    finite = np.isfinite(rows)
-    if not finite.all():
-        check_rows(name, ~finite.all(-1), rows, "is not finite")
-
-
-def check_extent(name: str, boxes: NDArray[Any]) -> None:
-    """Raise if a box has no positive width or height, naming it."""
-    check_rows(
-        name, ~((boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])), boxes, "has no positive extent"
-    )
+    return value
 
 
 def check_variances(variances: Any) -> tuple[float, float]:
@@ -309,45 +278,57 @@ def check_variances(variances: Any) -> tuple[float, float]:
     return number("variances[0]", center, tiny, huge), number("variances[1]", size, tiny, huge)
 
 
-def wants_gradient(*arrays: Array) -> bool:
-    """Whether a torch tensor among `arrays` asks for a gradient."""
-    for array in arrays:
-        if type(array) is not np.ndarray and is_tensor(array) and array.requires_grad:
-            from fastssd.ops import _gradient
-
-            return _gradient.wanted(*arrays)
-    return False
-
-
-def differentiable(kernel: Callable[..., Any], formula: str, arrays: dict[str, Array], *options: Any) -> Any:
-    """``kernel(*arrays)``; where a gradient is wanted, with the derivative of a formula of `fastssd.ops._formulas`,
-    which takes `arrays` and `options`. `arrays` are by the names of the operator's arguments.
-    """
-    if not wants_gradient(*arrays.values()):
-        return kernel(*arrays.values())
-    from fastssd.ops import _formulas, _gradient
-
-    function = getattr(_formulas, formula)
-    tensors = [to_tensor(name, array) for name, array in arrays.items()]
-    return _gradient.differentiable(kernel, lambda *tensors: function(*tensors, *options), *tensors)
+def check_size(name: str, size: Any) -> tuple[float, float]:
+    """(height, width) as finite, non-negative floats."""
+    try:
+        height, width = size
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected (height, width), got {size!r}") from None
+    largest = float(np.finfo(np.float32).max)
+    return number(f"{name}[0]", height, 0, largest), number(f"{name}[1]", width, 0, largest)
 
 
-def with_gradient(value: Any, write: Callable[..., None], tensor: Any, *others: Any) -> Any:
-    """`value`, whose derivative by `tensor` ``write(scale, out, tensor, *others)`` writes to `out`; once, not twice.
-
-    `others` are tensors too, so that a write to them before the backward pass is seen.
-    """
-    if not wants_gradient(tensor):
-        return value
-    from fastssd.ops import _gradient
-
-    return _gradient.written(value, write, tensor, *others)
+def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else check(name, value)
 
 
-def without_gradient(name: str, result: Any, *arrays: Array) -> Any:
-    """`result`; a backward pass through it raises instead of giving a silent None."""
-    if not wants_gradient(*arrays):
-        return result
-    from fastssd.ops import _gradient
+def _one_of(options: Sequence[str] | Mapping[str, int]) -> Callable[[str, Any], str]:
+    return lambda name, value: choice(name, value, options)
 
-    return _gradient.refuse(name, result, *arrays)
+
+OPTIONS: dict[str, Callable[[str, Any], Any]] = {
+    "activation": _one_of(ACTIVATIONS),
+    "background_threshold": _optional(fraction),
+    "clip": _optional(check_size),
+    "force_match": _one_of(FORCE_MATCH),
+    "grid_anchors.clip": lambda _, value: bool(value),
+    "image_size": _optional(check_size),
+    "in_fmt": _one_of(BOX_FORMATS),
+    "iou_threshold": fraction,
+    "max_detections": count,
+    "method": _one_of(SOFT_NMS_METHODS),
+    "min_negatives": count,
+    "min_size": number,
+    "neg_pos_ratio": lambda name, value: number(name, value, 0.0),
+    "nonfinite": _one_of(NONFINITE),
+    "out_fmt": _one_of(BOX_FORMATS),
+    "score_threshold": fraction,
+    "sigma": lambda name, value: number(name, value, float(np.finfo(np.float32).tiny)),
+    "size": check_size,
+    "soft_nms.score_threshold": number,
+    "topk": _optional(count),
+    "variances": lambda _, value: check_variances(value),
+}
+"""The check of every option of the operators, by name; by operator and name where a name means something else there."""
+
+
+def check_options(operator: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an operator, checked, each as a plain number, string or tuple."""
+    checked = {}
+    for name, value in options.items():
+        check = OPTIONS.get(f"{operator}.{name}") or OPTIONS.get(name)
+        checked[name] = value if check is None else check(name, value)
+    low, high = checked.get("background_threshold"), checked.get("iou_threshold")
+    if low is not None and high is not None and not (symbolic(low) or symbolic(high)) and low > high:
+        raise ValueError(f"background_threshold: expected at most iou_threshold {high:g}, got {low:g}")
+    return checked

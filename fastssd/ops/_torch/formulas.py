@@ -1,13 +1,13 @@
 """The operators as formulas of torch operations: what runs on other devices than the CPU, and the derivatives on all.
 
 Every function computes what the kernel of its name computes, in the same order of operations, on tensors that are
-checked and promoted already. None has a Python loop over pictures or classes. Imported only when torch is there.
+checked and promoted already. None has a Python loop over images or classes. Imported only when torch is there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -54,8 +54,8 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
     return torch.stack((a, b, c, d), -1)
 
 
-def clip_boxes_to_image(boxes: Tensor, height: float, width: float) -> Tensor:
-    # Each side by itself, for it may be symbolic.
+def clip_boxes_to_image(boxes: Tensor, size: Sequence[float]) -> Tensor:
+    height, width = size  # which may be symbolic, so each becomes a tensor by itself
     limits = torch.stack([boxes.new_full((), side) for side in (width, height, width, height)])
     above = boxes.where(~(boxes < 0), boxes.new_zeros(()))  # -0 and NaN stay
     return limits.where(above > limits, above)
@@ -138,13 +138,15 @@ def paired_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 # --- coding ----------------------------------------------------------------------------------------------------------
 
 
-def encode_boxes(boxes: Tensor, anchors: Tensor, center: float, size: float) -> Tensor:
+def encode_boxes(boxes: Tensor, anchors: Tensor, variances: Sequence[float]) -> Tensor:
+    center, size = variances
     cxcy, wh = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
     acxcy, awh = (anchors[..., :2] + anchors[..., 2:]) / 2, anchors[..., 2:] - anchors[..., :2]
     return torch.cat(((cxcy - acxcy) / awh / center, (wh / awh).log() / size), -1)
 
 
-def decode_boxes(deltas: Tensor, anchors: Tensor, center: float, size: float) -> Tensor:
+def decode_boxes(deltas: Tensor, anchors: Tensor, variances: Sequence[float]) -> Tensor:
+    center, size = variances
     acxcy, awh = (anchors[..., :2] + anchors[..., 2:]) / 2, anchors[..., 2:] - anchors[..., :2]
     cxcy, half = deltas[..., :2] * center * awh + acxcy, (deltas[..., 2:] * size).exp() * awh / 2
     return torch.cat((cxcy - half, cxcy + half), -1)
@@ -154,13 +156,13 @@ def decode_boxes(deltas: Tensor, anchors: Tensor, center: float, size: float) ->
 
 
 def gather_targets(
-    anchors: Tensor, gt_boxes: Tensor, gt_labels: Tensor, gt_idx: Tensor, center: float, size: float
+    anchors: Tensor, gt_boxes: Tensor, gt_labels: Tensor, gt_idx: Tensor, variances: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
     """labels [..., A] and deltas [..., A, 4]; gt_boxes [..., G, 4], gt_labels [..., G], gt_idx [..., A]."""
     positive, row = gt_idx >= 0, gt_idx.clamp(min=0)
     labels = torch.nn.functional.pad(gt_labels, (0, 1)).gather(-1, row)  # one row more, so that there is one
     matched = torch.nn.functional.pad(gt_boxes, (0, 0, 0, 1)).gather(-2, row[..., None].expand(*row.shape, 4))
-    deltas = encode_boxes(matched, anchors, center, size)
+    deltas = encode_boxes(matched, anchors, variances)
     return labels.where(positive, gt_idx + 1), deltas.where(positive[..., None], deltas.new_zeros(()))
 
 
@@ -181,7 +183,7 @@ def mine_hard_negatives(loss: Tensor, positive: Tensor, neg_pos_ratio: float, mi
 
 
 def multibox_losses(logits: Tensor, labels: Tensor, neg_pos_ratio: float, min_negatives: int) -> tuple[Tensor, Tensor]:
-    """The loss of each picture, double [...], and the selected anchors [..., A]."""
+    """The loss of each image, double [...], and the selected anchors [..., A]."""
     loss = -logits.log_softmax(-1)  # [..., A, C]
     background = loss[..., 0].detach().masked_fill(labels < 0, -math.inf)
     positive = labels > 0
@@ -219,20 +221,24 @@ def postprocess_detections(
     anchors: Tensor,
     score_threshold: float,
     iou_threshold: float,
-    topk: int,
+    topk: int | None,
     max_detections: int,
-    clip: tuple[float, float] | None,
+    clip: Sequence[float] | None,
     activation: str,
-    variances: tuple[float, float],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """[B, A, C] and [B, A, 4] to the padded outputs. Only the candidates of NMS leave the device, and only theirs."""
+    variances: Sequence[float],
+) -> tuple[Tensor, ...]:
+    """Only the candidates of NMS leave the device."""
+    if logits.ndim == 2:
+        options = (score_threshold, iou_threshold, topk, max_detections, clip, activation, variances)
+        return tuple(each[0] for each in postprocess_detections(logits[None], deltas[None], anchors, *options))
+    topk = anchors.shape[0] if topk is None else topk
     batch, classes = logits.shape[0], logits.shape[2] - 1
     scores = _ACTIVATIONS[activation](logits)[..., 1:]  # [B, A, C - 1]
-    boxes = decode_boxes(deltas, anchors, *variances)  # [B, A, 4]
+    boxes = decode_boxes(deltas, anchors, variances)  # [B, A, 4]
     if clip is not None:
-        boxes = clip_boxes_to_image(boxes, *clip)
+        boxes = clip_boxes_to_image(boxes, clip)
     passed = (scores.double() > score_threshold) & _finite(boxes)[..., None]
-    image, label, anchor = passed.transpose(1, 2).nonzero(as_tuple=True)  # [S], by picture, class, anchor
+    image, label, anchor = passed.transpose(1, 2).nonzero(as_tuple=True)  # [S], by image, class, anchor
     score = scores[image, anchor, label]
 
     group = image * classes + label
@@ -260,7 +266,7 @@ def postprocess_detections(
 
 
 def _by_group(group: Tensor, score: Tensor, groups: int, most: int) -> Tensor:
-    """Indices ordered by group, then falling score, then index; at most `most` of each group."""
+    """Indices ordered by group, then descending score, then index; at most `most` of each group."""
     order = score.sort(descending=True, stable=True).indices
     order = order[group[order].sort(stable=True).indices]
     counts = group.new_zeros(groups).index_put((group,), group.new_ones(()), accumulate=True)
