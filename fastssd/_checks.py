@@ -84,14 +84,6 @@ def to_tensor(name: str, value: Array) -> Any:
     return value.reshape(0, 4) if name in BOXES and value.ndim == 1 and value.shape[0] == 0 else value
 
 
-def like(result: NDArray[Any], *examples: Array) -> Any:
-    """`result` as a tensor where one of `examples` is one, else as it is. Those on other devices never come here."""
-    for example in examples:
-        if type(example) is not np.ndarray and is_tensor(example):
-            return sys.modules["torch"].from_numpy(result)
-    return result
-
-
 def float_dtype(*arrays: NDArray[Any]) -> np.dtype[Any]:
     """The dtype in which these arrays are computed together (docs/contract.md, Arrays)."""
     wide = any(array.dtype.char not in _EXACT_IN_FLOAT32 for array in arrays)
@@ -322,13 +314,16 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
 """The check of every option of the operators, by name; by operator and name where a name means something else there."""
 
 
-def check_options(operator: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an operator, checked, each as a plain number, string or tuple."""
-    checked = {}
-    for name, value in options.items():
-        check = OPTIONS.get(f"{operator}.{name}") or OPTIONS.get(name)
-        checked[name] = value if check is None else check(name, value)
-    low, high = checked.get("background_threshold"), checked.get("iou_threshold")
-    if low is not None and high is not None and not (symbolic(low) or symbolic(high)) and low > high:
-        raise ValueError(f"background_threshold: expected at most iou_threshold {high:g}, got {low:g}")
-    return checked
+def option_check(operator: str, option: str) -> Callable[[str, Any], Any]:
+    """The check of an option: of its name and value it makes a plain number, string or tuple, or raises."""
+    return OPTIONS.get(f"{operator}.{option}") or OPTIONS.get(option) or (lambda name, value: value)
+
+
+def check_order(background_threshold: float | None, iou_threshold: float) -> None:
+    """Raise unless what is ignored lies under what is positive."""
+    if background_threshold is None or symbolic(background_threshold) or symbolic(iou_threshold):
+        return
+    if background_threshold > iou_threshold:
+        raise ValueError(
+            f"background_threshold: expected at most iou_threshold {iou_threshold:g}, got {background_threshold:g}"
+        )

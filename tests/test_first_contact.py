@@ -167,7 +167,7 @@ def test_formula_on_torch_clips_as_the_kernel_does():
 
     boxes = np.array([[-0.0, 0.0, 5.0, np.nan], [-3.0, -0.0, -0.0, 9.0]] * 9)
     for size in ((4.0, 3.0), (0.0, 0.0)):
-        ref, comp = ops.clip_boxes_to_image(boxes, size), _formulas.clip_boxes_to_image(torch.from_numpy(boxes), *size)
+        ref, comp = ops.clip_boxes_to_image(boxes, size), _formulas.clip_boxes_to_image(torch.from_numpy(boxes), size)
         np.testing.assert_array_equal(comp.numpy(), ref)
         finite = np.isfinite(ref)
         np.testing.assert_array_equal(np.signbit(comp.numpy())[finite], np.signbit(ref)[finite])

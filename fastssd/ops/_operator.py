@@ -26,9 +26,9 @@ import itertools
 import linecache
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import update_wrapper
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy import ndarray
@@ -42,47 +42,59 @@ F = TypeVar("F", bound=Callable[..., Any])
 Sizes = dict[str, Any]  # what the letters of a declaration stand for; None: a dimension that is not there
 
 
-_EMPTY = inspect.Parameter.empty
-
-
-class Spec(NamedTuple):
+class Spec:
     """An array of a declaration: ``name: kind[dims]``."""
 
-    name: str
-    kind: str
-    dims: tuple[str, ...]
+    def __init__(self, name: str, kind: str, dims: Sequence[str]) -> None:
+        self.name = name
+        self.kind = kind
+        self.dims = tuple(int(dim) if dim.isdecimal() else dim for dim in dims)
+        first = dims[0] if dims else ""
+        self._lead = first if first in ("...", "*") else None
+        self._optional = first if first.endswith("?") else None
+        self._fixed = self.dims[1:] if self._lead else self.dims
 
     def bind(self, array: Any, sizes: Sizes) -> None:
         """Raise unless `array` has this shape and kind; remember the lengths in `sizes`."""
-        shape, dims, before = tuple(array.shape), self.dims, dict(sizes)
-        if dims and dims[0].endswith("?"):
-            if dims[0] not in sizes:
-                sizes[dims[0]] = None if len(shape) == len(dims) - 1 else shape[0] if shape else 0
-            dims = dims[1:] if sizes[dims[0]] is None else dims
-        elif dims and sizes.get(dims[0] + "?", 0) is None:
-            raise ValueError(f"{self.name}: expected only where the other arguments have a dimension {dims[0]}")
-        lead = dims[0] if dims and dims[0] in ("...", "*") else ""
-        fixed = dims[1:] if lead else dims
-        start = len(shape) - len(fixed)
-        if start < 0 or (start and not lead):
-            raise self._misfit(shape, dims, before)
-        for length, dim in zip(shape[start:], fixed, strict=True):
-            letter = dim.rstrip("+")
-            known = int(dim) if dim.isdecimal() else sizes.get(letter, sizes.get(letter + "?"))
-            if known is None:
-                sizes[letter] = length
-                fits = not dim.endswith("+") or length >= 1
-            else:
-                fits = _same(length, known)
-            if not fits:
-                raise self._misfit(shape, dims, before)
-        if lead:
-            self._bind_lead(lead, shape, start, sizes)
-        self._check_kind(array, shape)
+        shape, dims = array.shape, self._fixed
+        if self._optional is not None:
+            if self._optional not in sizes:
+                missing = len(shape) == len(dims) - 1
+                sizes[self._optional] = None if missing else shape[0] if shape else 0
+            dims = dims[1:] if sizes[self._optional] is None else dims
+        start = len(shape) - len(dims)
+        fits = start == 0 or (start > 0 and self._lead is not None)
+        if fits:
+            for length, dim in zip(shape[start:] if start else shape, dims, strict=True):
+                if type(dim) is int:
+                    fits = length == dim and fits
+                else:
+                    fits = self._bind_letter(str(dim), length, sizes) and fits
+        if not fits:
+            raise self._misfit(shape, dims, sizes)
+        if self._lead is not None:
+            self._bind_lead(self._lead, shape, start, sizes)
+        if self.kind in ("int", "bool"):
+            self._check_kind(array, shape)
 
-    def _bind_lead(self, lead: str, shape: tuple[Any, ...], start: int, sizes: Sizes) -> None:
-        given, known = shape[:start], sizes.get(lead)
-        if known is None:
+    def _bind_letter(self, dim: str, length: Any, sizes: Sizes) -> bool:
+        if dim.endswith("+"):
+            dim = dim[:-1]
+            if dim not in sizes and not length >= 1:
+                return False
+        if dim in sizes:
+            return _same(length, sizes[dim])
+        if dim + "?" in sizes:
+            known = sizes[dim + "?"]
+            if known is None:
+                raise ValueError(f"{self.name}: expected only where the other arguments have a dimension {dim}")
+            return _same(length, known)
+        sizes[dim] = length
+        return True
+
+    def _bind_lead(self, lead: str, shape: Any, start: int, sizes: Sizes) -> None:
+        given, known = tuple(shape[:start]), sizes.get(lead)
+        if known is None or given == known:
             sizes[lead] = given
         elif lead == "*":
             sizes[lead] = self._broadcast(given, known)
@@ -99,13 +111,15 @@ class Spec(NamedTuple):
                 ) from None
         return tuple(sys.modules["torch"].broadcast_shapes(given, known))  # of symbolic lengths
 
-    def _misfit(self, shape: tuple[Any, ...], dims: tuple[str, ...], sizes: Sizes) -> ValueError:
-        expected = ", ".join(str(sizes.get(dim, sizes.get(dim + "?", dim))) for dim in dims)
-        if any(dim.endswith("+") for dim in dims):
-            expected = expected.replace("+", " >= 1")
-        return ValueError(f"{self.name}: expected shape [{expected}], got {list(shape)}")
+    def _misfit(self, shape: Any, dims: Sequence[Any], sizes: Sizes) -> ValueError:
+        lead = [] if self._lead is None else [self._lead]
+        expected = ", ".join(str(dim).replace("+", " >= 1") for dim in (*lead, *dims))
+        known = ", ".join(f"{dim} = {sizes[dim]}" for dim in dims if sizes.get(dim) is not None)
+        return ValueError(
+            f"{self.name}: expected shape [{expected}]{f' with {known}' if known else ''}, got {list(shape)}"
+        )
 
-    def _check_kind(self, array: Any, shape: tuple[Any, ...]) -> None:
+    def _check_kind(self, array: Any, shape: Any) -> None:
         kind = array.dtype.kind if isinstance(array, ndarray) else _torch_kind(array)
         if self.kind == "bool" and kind != "b":
             raise TypeError(f"{self.name}: expected bool, got dtype {array.dtype}")
@@ -132,48 +146,56 @@ def _same(length: Any, other: Any) -> bool:
 
 
 class Operator:
-    """An operator of :data:`REGISTRY`."""
+    """An operator of :data:`REGISTRY`. Its arguments are held apart: arrays, then options, both in signature order."""
 
     def __init__(
         self,
         core: Callable[..., Any],
+        name: str,
         inputs: Sequence[Spec],
         outputs: Sequence[Spec],
         result: Any,
-        name: str,
-        options: Mapping[str, Any],
+        shortcut: bool,
+        lists: bool,
+        formula: bool,
+        gradient: str | None,
+        vmap: str | None,
     ) -> None:
         self.name = name
-        self.core = core
-        self.function: Callable[..., Any] = core
-        signature = inspect.signature(core).parameters
-        self.parameters = tuple(signature)
-        self.annotations: dict[str, str] = {each: str(signature[each].annotation) for each in signature}
-        self.defaults = {each: signature[each].default for each in signature if signature[each].default is not _EMPTY}
-        self.arrays = tuple(inputs)
+        self.inputs = tuple(inputs)
+        """In the order in which they are checked."""
         self.outputs = tuple(outputs)
-        self.result: Any = result
+        self.result = result
         """The named tuple of several outputs, or None."""
-        specified = {spec.name for spec in self.arrays}
-        self.array_names = tuple(name for name in self.parameters if name in specified)
-        self.option_names = tuple(name for name in self.parameters if name != "out" and name not in specified)
-        self.has_out = "out" in self.parameters
-        self.shortcut: bool = options["shortcut"]
-        self.lists: bool = options["lists"]
-        self.formula: bool = options["formula"]
-        self.gradient: str | None = options["gradient"]
-        self.vmap: str | None = options["vmap"]
+        self.shortcut, self.lists = shortcut, lists
+        self.formula, self.gradient, self.vmap = formula, gradient, vmap
 
-    def bind(self, arrays: Mapping[str, Any]) -> Sizes:
+        self.signature = inspect.signature(core)
+        parameters = self.signature.parameters
+        kinds = {spec.name: spec.kind for spec in inputs}
+        self.arrays = tuple(name for name in parameters if name in kinds)
+        self.kinds = tuple(kinds[name] for name in self.arrays)
+        self.options = tuple(name for name in parameters if name not in kinds and name != "out")
+        self.has_out = "out" in parameters
+        self._places = tuple((spec, self.arrays.index(spec.name)) for spec in inputs)
+        self.annotations = {name: str(parameters[name].annotation) for name in parameters}
+        self.defaults = {
+            name: each.default for name, each in parameters.items() if each.default is not inspect.Parameter.empty
+        }
+        self._to_numpy = tuple(checks.to_boxes if each in checks.BOXES else checks.to_numpy for each in self.arrays)
+        self._checks = tuple(checks.option_check(name, each) for each in self.options)
+        self.core, self.function = _functions(self, core)
+
+    def bind(self, arrays: Sequence[Any]) -> Sizes:
         """The lengths in `arrays`, which are checked against the declaration.
 
         Raises:
             TypeError, ValueError: naming the array that does not fit.
         """
         sizes: Sizes = {}
-        for spec in self.arrays:
-            if arrays.get(spec.name) is not None:
-                spec.bind(arrays[spec.name], sizes)
+        for spec, place in self._places:
+            if arrays[place] is not None:
+                spec.bind(arrays[place], sizes)
         return sizes
 
     def output_shape(self, spec: Spec, sizes: Sizes) -> tuple[Any, ...]:
@@ -182,66 +204,49 @@ class Operator:
         for dim in spec.dims:
             if dim in ("...", "*"):
                 shape.extend(sizes[dim])
-            elif dim.isdecimal():
-                shape.append(int(dim))
-            elif sizes.get(dim) is not None or not dim.endswith("?"):
+            elif isinstance(dim, int):
+                shape.append(dim)
+            elif sizes[dim] is not None:
                 shape.append(sizes[dim])
         return tuple(shape)
 
-    def split(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(arrays, options) by name."""
-        return (
-            {name: arguments[name] for name in self.array_names},
-            {name: arguments[name] for name in self.option_names},
-        )
+    def checked(self, options: Sequence[Any]) -> list[Any]:
+        """The options, checked, each as a plain number, string or tuple. Trailing ones may be left out."""
+        names = self.options[: len(options)]
+        found = [check(name, value) for name, check, value in zip(names, self._checks, options, strict=False)]
+        if "background_threshold" in names:
+            checks.check_order(found[names.index("background_threshold")], found[names.index("iou_threshold")])
+        return found
+
+    def complete(self, values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """(arrays, options) out of both in one row, with the defaults of those that are left out at the end."""
+        names = (*self.arrays, *self.options)
+        everything = [*values, *(self.defaults[name] for name in names[len(values) :])]
+        return everything[: len(self.arrays)], everything[len(self.arrays) :]
 
     # --- the dispatched way ------------------------------------------------------------------------------------------
 
-    def dispatch(self, *values: Any) -> Any:
+    def dispatch(self, arrays: tuple[Any, ...], options: tuple[Any, ...], out: Any = None) -> Any:
         from fastssd.ops import _torch  # the only door to torch
 
-        return _torch.call(self, dict(zip(self.parameters, values, strict=True)))
+        return _torch.call(self, arrays, options, out)
 
     # --- the long way ------------------------------------------------------------------------------------------------
 
-    def compute(self, *values: Any) -> Any:
-        arguments = dict(zip(self.parameters, values, strict=True))
-        arrays, options = self.split(arguments)
-        given = [*_flat(arrays.values())] if self.lists else [*arrays.values()]
+    def compute(self, arrays: tuple[Any, ...], options: tuple[Any, ...], out: Any = None) -> Any:
+        given = _flat(arrays) if self.lists else arrays
         if self.lists and dispatched(*given):
-            return self.dispatch(*values)
-        if arguments.get("out") is not None:
-            return self._write(arguments["out"], values, arrays)
-        options = checks.check_options(self.name, options)
-        if self.gradient is not None and wants_gradient(*given):
-            from fastssd.ops import _torch
-
-            return _torch.differentiable(self, arrays, options)
-        found = self.run(arrays, options, given)
-        return found if self.gradient is not None else self._refuse_gradient(found, given)
-
-    def run(self, arrays: Mapping[str, Any], options: Mapping[str, Any], given: Sequence[Any]) -> Any:
-        """The core on `arrays`; tensors where one of `given` is one."""
-        if not self.lists:
-            arrays = self.to_numpy(arrays)
-            self.bind(arrays)
-        found = self.core(**arrays, **options)
-        if self.result is None:
-            return checks.like(found, *given)
-        return self.result(*(checks.like(array, *given) for array in found))
-
-    def to_numpy(self, arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        return {
-            name: (checks.to_boxes if name in checks.BOXES else checks.to_numpy)(name, value)
-            for name, value in arrays.items()
-        }
-
-    def _refuse_gradient(self, found: Any, given: Sequence[Any]) -> Any:
-        """`found`; a backward pass through its floats raises instead of giving a silent None."""
+            return self.dispatch(arrays, options)
+        if out is not None:
+            return self._write(arrays, out)
+        checked = self.checked(options)
         if not wants_gradient(*given):
-            return found
+            return self.run(arrays, checked, given)
         from fastssd.ops import _torch
 
+        if self.gradient is not None:
+            return _torch.differentiable(self, arrays, checked)
+        found = self.run(arrays, checked, given)
         if self.result is None:
             return found if self.outputs[0].kind != "float" else _torch.refuse(self.name, found, given)
         pairs = zip(self.outputs, found, strict=True)
@@ -249,26 +254,39 @@ class Operator:
             *(_torch.refuse(self.name, each, given) if spec.kind == "float" else each for spec, each in pairs)
         )
 
-    def _write(self, out: Any, values: Sequence[Any], arrays: Mapping[str, Any]) -> Any:
+    def run(self, arrays: Sequence[Any], options: Sequence[Any], given: Sequence[Any]) -> Any:
+        """The core on `arrays`; tensors where one of `given` is one."""
+        if not self.lists:
+            arrays = self.to_numpy(arrays)
+            self.bind(arrays)
+        found = self.core(*arrays, *options)
+        if not any(map(checks.is_tensor, given)):
+            return found
+        to_tensor = sys.modules["torch"].from_numpy
+        return to_tensor(found) if self.result is None else self.result(*map(to_tensor, found))
+
+    def to_numpy(self, arrays: Sequence[Any]) -> list[NDArray[Any]]:
+        return [convert(name, array) for convert, name, array in zip(self._to_numpy, self.arrays, arrays, strict=True)]
+
+    def _write(self, arrays: Sequence[Any], out: Any) -> Any:
         """The result in `out`."""
         if type(out) is not ndarray:  # for which the short way was tried
             try:
-                if getattr(shortcuts, self.name)(*values) is not None:
+                if getattr(shortcuts, self.name)(*arrays, out) is not None:
                     mark_written(out)
                     return out
             except BaseException:  # Ctrl-C: part of it may be written
                 mark_written(out)
                 raise
-        if wants_gradient(*arrays.values()):
+        if wants_gradient(*arrays):
             raise ValueError("out: cannot be given where a gradient is wanted")
         given = self.to_numpy(arrays)
         shape = self.output_shape(self.outputs[0], self.bind(given))
-        tensor = any(map(checks.is_tensor, arrays.values()))
-        memory = _memory(out, shape, checks.float_dtype(*given.values()), tensor)
-        apart = not any(np.may_share_memory(memory, array) for array in given.values())
+        memory = _memory(out, shape, checks.float_dtype(*given), any(map(checks.is_tensor, arrays)))
+        apart = not any(np.may_share_memory(memory, array) for array in given)
         written = memory if apart else np.empty_like(memory)
         mark_written(out)
-        self.core(**given, out=written)
+        self.core(*given, written)
         if not apart:
             memory[...] = written
         return out
@@ -310,69 +328,75 @@ def operator(
         names = result._fields if result is not None else ("",)
         if tuple(spec.name for spec in outputs) != names:
             raise TypeError(f"{core.__name__}: the outputs of {shapes!r} are not the fields {names}")
-        options = {"shortcut": shortcut, "lists": lists, "formula": formula, "gradient": gradient, "vmap": vmap}
-        declared = Operator(core, inputs, outputs, result, name or core.__name__, options)
-        if missing := {spec.name for spec in inputs} - set(declared.parameters):
+        if missing := {spec.name for spec in inputs} - set(inspect.signature(core).parameters):
             raise TypeError(f"{core.__name__}: {shapes!r} names what is no argument: {', '.join(missing)}")
-        declared.function = _function(declared)
-        REGISTRY[declared.name] = declared
-        return declared.function  # type: ignore[return-value]  # it has the core's signature
+        own = name or core.__name__
+        REGISTRY[own] = Operator(core, own, inputs, outputs, result, shortcut, lists, formula, gradient, vmap)
+        return REGISTRY[own].function  # type: ignore[return-value]  # it has the core's signature
 
     return declare
 
 
 def _specs(text: str) -> Iterable[Spec]:
     for name, kind, dims in re.findall(r"(?:(\w+): )?(\w+)\[(.*?)\]", text):
-        yield Spec(name, kind, tuple(dim.strip() for dim in dims.split(",") if dim))
+        yield Spec(name, kind, [dim.strip() for dim in dims.split(",") if dim])
 
 
-def _function(declared: Operator) -> Callable[..., Any]:
-    """The function that users call, with the signature of the core.
+def _functions(declared: Operator, core: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """(the core with its arguments in one row: arrays, options, out; the function that users call).
 
-    Its few lines are written out for each operator, as ``dataclasses`` does: a wrapper that takes ``*arguments,
-    **options`` costs a short call a fifth of its time, and torch.compile traces what is written out as it is.
+    The few lines of both are written out for each operator, as ``dataclasses`` does: a wrapper that takes
+    ``*arguments, **options`` costs a short call a fifth of its time, and torch.compile traces what is written out as
+    it is.
     """
-    name, arrays = declared.name, declared.array_names
-    parameters, star = [], False
-    for parameter in inspect.signature(declared.core).parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY and not star:
-            parameters.append("*")
-            star = True
-        default = "" if parameter.default is parameter.empty else f"=defaults[{parameter.name!r}]"
-        parameters.append(parameter.name + default)
-    everything = ", ".join(declared.parameters)
+    name, parameters, out = declared.name, declared.signature.parameters, ["out"] * declared.has_out
+    row = [*declared.arrays, *declared.options, *out]
+    given = ", ".join(f"{each}={each}" if parameters[each].kind is _KEYWORD else each for each in row)
+    signature: list[str] = []
+    for parameter in parameters.values():
+        if parameter.kind is _KEYWORD and "*" not in signature:
+            signature.append("*")
+        signature.append(
+            parameter.name + (f"=defaults[{parameter.name!r}]" if parameter.name in declared.defaults else "")
+        )
+    apart = ", ".join([_tuple(declared.arrays), _tuple(declared.options), *out])
     # Of lists only the first argument is looked at before the short way: the others may be long.
-    looked = arrays[:1] if declared.lists else arrays
-    plain = " is ".join([f"type({each})" for each in looked] + ["ndarray"])
-    lines = [f"def {name}({', '.join(parameters)}):"]
+    looked = declared.arrays[:1] if declared.lists else declared.arrays
+    plain = " is ".join([*(f"type({each})" for each in looked), "ndarray"])
+    lines = [
+        f"def in_a_row({', '.join(row)}{'=None' if out else ''}):",
+        f"    return core({given})",
+        f"def {name}({', '.join(signature)}):",
+    ]
     if looked:
-        lines += [
-            f"    if not ({plain}) and dispatched({', '.join(looked)}):",
-            f"        return dispatch({everything})",
-        ]
+        lines.append(f"    if not ({plain}) and dispatched({', '.join(looked)}):")
+        lines.append(f"        return dispatch({apart})")
     if declared.shortcut:
         guard = "(out is None or type(out) is ndarray) and " if declared.has_out else ""
-        lines += [
-            f"    if {guard}(found := shortcuts.{name}({everything})) is not None:",
-            f"        return {'found' if declared.result is None else 'result(*found)'}",
-        ]
-    lines.append(f"    return compute({everything})")
-    scope = "dispatched, dispatch, shortcuts, compute, ndarray, result, defaults"
-    source = f"def make({scope}):\n" + "".join(f"    {line}\n" for line in [*lines, f"return {name}"])
+        lines.append(f"    if {guard}(found := shortcuts.{name}({', '.join(parameters)})) is not None:")
+        lines.append(f"        return {'found' if declared.result is None else 'result(*found)'}")
+    lines.append(f"    return compute({apart})")
+    lines.append(f"return in_a_row, {name}")
+    scope = "core, dispatched, dispatch, shortcuts, compute, ndarray, result, defaults"
+    source = f"def make({scope}):\n" + "".join(f"    {line}\n" for line in lines)
     file = f"<fastssd operator {name}>"
     linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # for tracebacks
     made: dict[str, Any] = {}
-    exec(compile(source, file, "exec"), declared.core.__globals__, made)
-    signature = inspect.signature(declared.core)
-    defaults = {each.name: each.default for each in signature.parameters.values()}
-    function = made["make"](
-        dispatched, declared.dispatch, shortcuts, declared.compute, ndarray, declared.result, defaults
-    )
-    return update_wrapper(function, declared.core)
+    exec(compile(source, file, "exec"), core.__globals__, made)
+    ways = dispatched, declared.dispatch, shortcuts, declared.compute
+    in_a_row, function = made["make"](core, *ways, ndarray, declared.result, declared.defaults)
+    return in_a_row, update_wrapper(function, core)
 
 
-def _flat(values: Iterable[Any]) -> Iterable[Any]:
-    return itertools.chain.from_iterable(each if isinstance(each, list | tuple) else (each,) for each in values)
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+def _tuple(names: Sequence[str]) -> str:
+    return f"({''.join(f'{name}, ' for name in names)})"
+
+
+def _flat(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(itertools.chain.from_iterable(each if isinstance(each, list | tuple) else (each,) for each in values))
 
 
 # --- what torch does with a call ------------------------------------------------------------------------------------

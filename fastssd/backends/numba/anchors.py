@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssd.backends import Float
+from fastssd.backends.codes import Float
 from fastssd.backends.numba._jit import jit
 
 

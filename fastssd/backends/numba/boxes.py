@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastssd.backends import Float, Int
+from fastssd.backends.codes import Float, Int
 from fastssd.backends.numba._jit import jit
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastssd.backends import Float
+from fastssd.backends.codes import Float
 from fastssd.backends.numba._jit import jit
 from fastssd.backends.numba._math import exp
 

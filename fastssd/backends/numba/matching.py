@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssd.backends import FORCE_MATCH, Bool, Float, Int
+from fastssd.backends.codes import FORCE_MATCH, Bool, Float, Int
 from fastssd.backends.numba._interrupt import WORK, interrupted
 from fastssd.backends.numba._jit import jit
 from fastssd.backends.numba._math import bits_of, round_up

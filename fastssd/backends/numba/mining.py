@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssd.backends import Bool, Float
+from fastssd.backends.codes import Bool, Float
 from fastssd.backends.numba._interrupt import interrupted
 from fastssd.backends.numba._jit import jit
 from fastssd.backends.numba._math import ordered

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssd.backends import Bool, Float, Int
+from fastssd.backends.codes import Bool, Float, Int
 from fastssd.backends.numba._jit import jit
 from fastssd.backends.numba._math import softmax_terms
 from fastssd.backends.numba.mining import mine_hard_negatives

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssd.backends import SOFT_NMS_METHODS, Bool, Float, Int
+from fastssd.backends.codes import SOFT_NMS_METHODS, Bool, Float, Int
 from fastssd.backends.numba._interrupt import WORK
 from fastssd.backends.numba._jit import jit
 from fastssd.backends.numba._math import bits_of, exp, falling_keys, ordered, round_down

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssd.backends import ACTIVATIONS, Float, Int
+from fastssd.backends.codes import ACTIVATIONS, Float, Int
 from fastssd.backends.numba._interrupt import WORK, interrupted
 from fastssd.backends.numba._jit import jit
 from fastssd.backends.numba._math import exp, falling_keys, ordered, round_down, softmax_terms, value_of

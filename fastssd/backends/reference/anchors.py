@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssd.backends import Float
+from fastssd.backends.codes import Float
 
 
 def grid_anchors(
     height: int, width: int, shapes: NDArray[np.float64], scale: NDArray[np.float64], clip: bool, out: Float
 ) -> None:
+    """shapes [K, 2] (width, height) as fractions of the picture, scale [2] the picture's (height, width),
+    out [height * width * K, 4] xyxy, cell-major (row, column, shape). Computed in float64, rounded once.
+    A cell's centre is ((column + 0.5) / width, (row + 0.5) / height)."""
     if not len(out):
         return
     cy = (np.arange(height) + 0.5) / height

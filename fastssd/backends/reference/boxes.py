@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastssd.backends import Float, Int
+from fastssd.backends.codes import Float, Int
 
 
 def area(boxes: Float) -> Float:
@@ -16,10 +16,12 @@ def area(boxes: Float) -> Float:
 
 
 def box_area(boxes: Float, out: Float) -> None:
+    """boxes [N, 4], out [N]. Zero or negative extent: 0. Non-finite box: NaN."""
     out[...] = area(boxes)
 
 
 def box_convert(boxes: Float, in_fmt: int, out_fmt: int, out: Float) -> None:
+    """boxes [N, 4], out [N, 4]; formats as in ``BOX_FORMATS``."""
     with np.errstate(all="ignore"):
         a, b, c, d = boxes.T
         if in_fmt == 0:  # xyxy
@@ -40,12 +42,14 @@ def box_convert(boxes: Float, in_fmt: int, out_fmt: int, out: Float) -> None:
 
 
 def clip_boxes_to_image(boxes: Float, height: float, width: float, out: Float) -> None:
+    """boxes [N, 4], out [N, 4]; x to [0, width], y to [0, height]; NaN stays NaN."""
     sides = np.array([width, height, width, height], boxes.dtype)
     above = np.where(boxes < 0, 0, boxes)  # -0 and NaN stay, as in torch.clamp
     out[...] = np.where(above > sides, sides, above)
 
 
 def remove_small_boxes(boxes: Float, min_size: float, keep: Int) -> int:
+    """boxes [N, 4], keep [N]: indices of boxes with both sides >= min_size, ascending. Returns how many."""
     with np.errstate(all="ignore"):
         width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     large = np.flatnonzero((width.astype(np.float64) >= min_size) & (height.astype(np.float64) >= min_size))

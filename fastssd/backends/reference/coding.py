@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastssd.backends import Float
+from fastssd.backends.codes import Float
 
 
 def centers_and_sizes(boxes: Float) -> tuple[Float, Float, Float, Float]:
@@ -37,8 +37,10 @@ def decode(deltas: Float, anchors: Float, center_variance: float, size_variance:
 
 
 def encode_boxes(boxes: Float, anchors: Float, center_variance: float, size_variance: float, out: Float) -> None:
+    """boxes [B, A, 4], anchors [A, 4], out [B, A, 4]."""
     out[...] = encode(boxes, anchors, center_variance, size_variance)
 
 
 def decode_boxes(deltas: Float, anchors: Float, center_variance: float, size_variance: float, out: Float) -> None:
+    """deltas [B, A, 4], anchors [A, 4], out [B, A, 4]."""
     out[...] = decode(deltas, anchors, center_variance, size_variance)

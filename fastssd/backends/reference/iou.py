@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fastssd.backends import Float
+from fastssd.backends.codes import Float
 from fastssd.backends.reference.boxes import area
 
 EPS = 1e-7  # keeps the distance and complete IoU finite where two boxes are one point
@@ -81,20 +81,25 @@ def _far_if_not_finite(measure: Callable[[Float, Float], Float], boxes1: Float, 
 
 
 def box_iou(boxes1: Float, boxes2: Float, out: Float) -> None:
+    """boxes1 [B, N, 4], boxes2 [B, M, 4], out [B, N, M]."""
     out[...] = _iou(boxes1[:, :, None], boxes2[:, None])
 
 
 def generalized_box_iou(boxes1: Float, boxes2: Float, out: Float) -> None:
+    """As ``box_iou``; GIoU, arXiv:1902.09630."""
     _far_if_not_finite(_generalized, boxes1[:, :, None], boxes2[:, None], out)
 
 
 def distance_box_iou(boxes1: Float, boxes2: Float, out: Float) -> None:
+    """As ``box_iou``; DIoU, arXiv:1911.08287."""
     _far_if_not_finite(_distance, boxes1[:, :, None], boxes2[:, None], out)
 
 
 def complete_box_iou(boxes1: Float, boxes2: Float, out: Float) -> None:
+    """As ``box_iou``; CIoU, arXiv:1911.08287."""
     _far_if_not_finite(_complete, boxes1[:, :, None], boxes2[:, None], out)
 
 
 def paired_box_iou(boxes1: Float, boxes2: Float, out: Float) -> None:
+    """boxes1 [N, 4], boxes2 [N, 4], out [N]."""
     out[...] = _iou(boxes1, boxes2)

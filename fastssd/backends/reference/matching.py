@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastssd.backends import FORCE_MATCH, Float, Int
+from fastssd.backends.codes import FORCE_MATCH, Float, Int
 from fastssd.backends.reference.coding import encode
 from fastssd.backends.reference.iou import iou_and_union
 
@@ -61,6 +61,8 @@ def match_anchors(
     gt_idx: Int,
     iou: Float,
 ) -> None:
+    """anchors [A, 4]; ragged ground truth: image b owns gt_boxes[offsets[b]:offsets[b + 1]], gt_boxes [S, 4],
+    offsets [B + 1]; gt_idx [B, A] (index within the image, -1 background, -2 ignored), iou [B, A]."""
     for image, (start, stop) in enumerate(pairwise(offsets)):
         gt_idx[image], iou[image] = match_one(
             anchors, gt_boxes[start:stop], iou_threshold, background_threshold, force_match
@@ -81,6 +83,8 @@ def assign_targets(
     deltas: Float,
     gt_idx: Int,
 ) -> None:
+    """``match_anchors`` and ``encode_boxes`` in one pass. gt_labels [S] (>= 1); labels [B, A] (0 background,
+    -1 ignored), deltas [B, A, 4] (0 where not positive), gt_idx [B, A]."""
     for image, (start, stop) in enumerate(pairwise(offsets)):
         match, _ = match_one(anchors, gt_boxes[start:stop], iou_threshold, background_threshold, force_match)
         positive = match >= 0

@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 
-from fastssd.backends import Bool, Float
+from fastssd.backends.codes import Bool, Float
 
 
 def mine_hard_negatives(loss: Float, positive: Bool, neg_pos_ratio: float, min_negatives: int, out: Bool) -> None:
+    """loss [B, A], positive [B, A], out [B, A]."""
     out[...] = False
     for image in range(len(loss) if loss.size else 0):
         positives = int(np.count_nonzero(positive[image]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssd.backends import Bool, Float, Int
+from fastssd.backends.codes import Bool, Float, Int
 from fastssd.backends.reference.mining import mine_hard_negatives
 
 
@@ -17,6 +17,7 @@ def multibox_cross_entropy(
     losses: NDArray[np.float64],
     selected: Bool,
 ) -> None:
+    """logits [B, A, C], labels [B, A] in [-1, C); losses [B] the sum of each picture, selected [B, A]."""
     with np.errstate(all="ignore"):
         shifted = logits - logits.max(axis=-1, keepdims=True)
         log_sum = np.log(np.exp(shifted).sum(axis=-1))  # [B, A]
@@ -33,6 +34,7 @@ def multibox_cross_entropy(
 
 
 def multibox_cross_entropy_gradient(logits: Float, labels: Int, selected: Bool, scale: float, out: Float) -> None:
+    """The gradient of `scale` times the loss, out [B, A, C]; the other arguments as in the forward pass."""
     out[...] = 0
     rows, columns = logits[selected], labels[selected].clip(0, logits.shape[-1] - 1)  # [S, C], [S]
     with np.errstate(all="ignore"):

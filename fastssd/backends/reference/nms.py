@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastssd.backends import SOFT_NMS_METHODS, Float, Int
+from fastssd.backends.codes import SOFT_NMS_METHODS, Float, Int
 from fastssd.backends.reference.iou import iou_and_union
 
 
@@ -27,12 +27,14 @@ def keep_best(boxes: Float, scores: Float, iou_threshold: float) -> Int:
 
 
 def nms(boxes: Float, scores: Float, iou_threshold: float, keep: Int) -> int:
+    """boxes [N, 4], scores [N], keep [N]: kept indices by falling score. Returns how many."""
     kept = keep_best(boxes, scores, iou_threshold)
     keep[: len(kept)] = kept
     return len(kept)
 
 
 def batched_nms(boxes: Float, scores: Float, idxs: Int, iou_threshold: float, keep: Int) -> int:
+    """As ``nms``; boxes suppress each other only where idxs [N] are equal."""
     kept = []
     for group in np.unique(idxs):
         members = np.flatnonzero(idxs == group)
@@ -53,6 +55,7 @@ def soft_nms(
     keep: Int,
     kept_scores: Float,
 ) -> int:
+    """boxes [N, 4], scores [N]; keep [N] in order of selection, kept_scores [N] decayed. Returns how many."""
     left = usable(boxes, scores)
     current = scores[left]
     count = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastssd.backends import ACTIVATIONS, Float, Int
+from fastssd.backends.codes import ACTIVATIONS, Float, Int
 from fastssd.backends.reference.boxes import clip_boxes_to_image
 from fastssd.backends.reference.coding import decode
 from fastssd.backends.reference.nms import keep_best
@@ -39,6 +39,9 @@ def postprocess_detections(
     anchor_idx: Int,
     counts: Int,
 ) -> None:
+    """logits [B, A, C], deltas [B, A, 4], anchors [A, 4]; clip sizes are infinity where nothing is clipped;
+    out boxes [B, K, 4], scores [B, K], labels [B, K], anchor_idx [B, K], counts [B]. Places at and after
+    counts[b] hold box 0, score 0, label -1, anchor_idx -1."""
     boxes[...], scores[...], labels[...], anchor_idx[...], counts[...] = 0, 0, -1, -1, 0
     for image in range(len(logits)):
         all_scores = activate(logits[image], activation)  # [A, C]

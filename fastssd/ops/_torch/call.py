@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,28 +23,27 @@ def _tensor(name: str, value: Any) -> Tensor:
     return tensor
 
 
-def call(operator: Operator, arguments: Mapping[str, Any]) -> Any:
+def call(operator: Operator, arrays: Sequence[Any], options: Sequence[Any], out: Any) -> Any:
     """``torch.ops.fastssd.NAME``; an array that is no tensor becomes one on the device of those that are.
 
     Where nothing is a tensor, which only torch.compile sends here, NumPy arrays come back.
     """
-    arrays, options = operator.split(arguments)
-    out = arguments.get("out")
-    if out is not None and wants_gradient(*arrays.values()):
+    given = [each for array in arrays for each in (array if isinstance(array, list | tuple) else (array,))]
+    if out is not None and wants_gradient(*given):
         raise ValueError("out: cannot be given where a gradient is wanted")
     if not compiling(torch):
-        options = checks.check_options(operator.name, options)
+        options = operator.checked(options)
     else:  # nothing is checked, because an option may be symbolic; the operator does so when it runs
-        options = {name: [*each] if isinstance(each, tuple) else each for name, each in options.items()}
-    given = [each for array in arrays.values() for each in (array if isinstance(array, list | tuple) else (array,))]
+        options = [[*each] if isinstance(each, tuple) else each for each in options]
     device = next((each.device for each in given if isinstance(each, Tensor)), None)
-    if operator.lists and check_form(arrays["gt_boxes"], arrays.get("gt_labels"), arrays["gt_counts"]):
-        arrays = _padded_truth(arrays, device)
+    named = dict(zip(operator.arrays, arrays, strict=True))
+    if operator.lists and check_form(named["gt_boxes"], named.get("gt_labels"), named["gt_counts"]):
+        named = _padded_truth(named, device)
     tensors = []
-    for name, array in arrays.items():
+    for name, array in named.items():
         tensor = None if array is None else _tensor(name, array)
         tensors.append(tensor if tensor is None or tensor is array or device is None else tensor.to(device))
-    found = run(operator.name, *tensors, *options.values())
+    found = run(operator.name, *tensors, *options)
     if operator.result is not None:
         return operator.result(*(found if device is not None else (each.numpy() for each in found)))
     if out is None:

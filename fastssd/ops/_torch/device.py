@@ -44,7 +44,7 @@ def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def by_kernel(operator: Operator) -> Callable[..., Any]:
     """The operator on NumPy views of its tensors; what it returns goes to where the first tensor is."""
-    names = (*operator.array_names, *operator.option_names)
+    names = (*operator.arrays, *operator.options)
 
     def kernel(*arguments: Any) -> Any:
         given = dict(zip(names, arguments, strict=False))  # without the trailing arguments that have their defaults
@@ -93,16 +93,15 @@ def by_formula(operator: Operator) -> Callable[..., Any] | None:
     if not operator.formula:
         return None
     formula = _WITH_MORE.get(operator.name) or getattr(formulas, operator.name)
-    kinds = {spec.name: spec.kind for spec in operator.arrays}
 
     def on_device(*arguments: Any) -> Any:
-        given = dict(zip((*operator.array_names, *operator.option_names), arguments, strict=False))
-        arrays, options = operator.split(operator.defaults | given)
+        arrays, options = operator.complete(arguments)
         operator.bind(arrays)
         if operator.name not in _UNPROMOTED:
-            dtype = float_dtype(*(arrays[name] for name, kind in kinds.items() if kind == "float"))
-            arrays = {name: each.to(dtype) if kinds[name] == "float" else each for name, each in arrays.items()}
-        return formula(*arrays.values(), *options.values())
+            pairs = [*zip(arrays, operator.kinds, strict=True)]
+            dtype = float_dtype(*(array for array, kind in pairs if kind == "float"))
+            arrays = [array.to(dtype) if kind == "float" else array for array, kind in pairs]
+        return formula(*arrays, *options)
 
     return on_device
 

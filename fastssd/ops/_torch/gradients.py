@@ -5,7 +5,7 @@ The first half is for ``torch.ops.fastssd.*`` and torch.func, the second for eag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -161,22 +161,19 @@ class _NoGradient(torch.autograd.Function):
         raise no_gradient(ctx.name)
 
 
-def differentiable(operator: Operator, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+def differentiable(operator: Operator, arrays: Sequence[Any], options: Sequence[Any]) -> Any:
     """The operator on the CPU, where a gradient by one of `arrays` is wanted and it has one."""
-    tensors = {name: checks.to_tensor(name, array) for name, array in arrays.items()}
+    tensors = [checks.to_tensor(name, array) for name, array in zip(operator.arrays, arrays, strict=True)]
     if operator.gradient == "formula":
         formula = getattr(formulas, operator.name)
         return _KernelValue.apply(
-            lambda *values: operator.run(dict(zip(arrays, values, strict=True)), options, values),
-            lambda *values: formula(*values, *options.values()),
-            *tensors.values(),
+            lambda *values: operator.run(values, options, values), lambda *values: formula(*values, *options), *tensors
         )
-    first, *others = tensors.values()
-    found = operator.run(tensors, options, [*tensors.values()])
-    if not first.requires_grad:
+    found = operator.run(tensors, options, tensors)
+    if not tensors[0].requires_grad:
         return found
-    # The others are saved too, so that a write to them before the backward pass is seen.
-    value = _WrittenGradient.apply([found[0]], f"{operator.name}_gradient", first, *others, *found[1:])
+    # All are saved, so that a write to one of them before the backward pass is seen.
+    value = _WrittenGradient.apply([found[0]], f"{operator.name}_gradient", *tensors, *found[1:])
     return operator.result(value, *found[1:])
 
 

@@ -44,9 +44,9 @@ _LENGTH_NAMES = ("size", "clip", "image_size", "min_size")
 def schema(operator: Operator) -> str:
     """The operator for ``torch.library``: the arrays first, then the options, with their defaults."""
     arguments = []
-    for name in operator.array_names:
+    for name in operator.arrays:
         arguments.append(f"Tensor? {name}=None" if name in operator.defaults else f"Tensor {name}")
-    for name in operator.option_names:
+    for name in operator.options:
         annotation = operator.annotations[name]
         kind = _LENGTHS.get(annotation) if name in _LENGTH_NAMES else None
         default = f"={_literal(operator.defaults[name])}" if name in operator.defaults else ""
@@ -67,19 +67,17 @@ def _literal(value: Any) -> str:
 
 def _checked(operator: Operator, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` after the checks of the options; shapes it checks itself."""
-    names = (*operator.array_names, *operator.option_names)
+    count = len(operator.arrays)
 
     def run(*arguments: Any) -> Any:
         places = {each.device.type for each in arguments if isinstance(each, Tensor)}
         if "meta" in places and len(places) > 1:  # which has no values to compute with
             raise ValueError(f"{operator.name}: expected tensors of one device, got {', '.join(sorted(places))}")
-        given = dict(zip(names, arguments, strict=False))  # without the trailing arguments that have their defaults
-        options = {name: given[name] for name in operator.option_names if name in given}
-        given |= checks.check_options(operator.name, options)
-        for name in operator.array_names:
-            if name in checks.BOXES:
-                given[name] = checks.to_tensor(name, given[name])
-        return function(*given.values())
+        arrays = [
+            checks.to_tensor(name, array) if name in checks.BOXES else array
+            for name, array in zip(operator.arrays, arguments, strict=False)
+        ]
+        return function(*arrays, *operator.checked(arguments[count:]))  # without those that have their defaults
 
     return run
 

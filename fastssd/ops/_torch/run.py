@@ -20,13 +20,11 @@ def run(name: str, *values: Any) -> Any:
             operator = REGISTRY[name]
             derivative = gradients.derivative(operator)
             if derivative is not None:
-                given = dict(zip((*operator.array_names, *operator.option_names), values, strict=False))
-                arrays, options = operator.split(operator.defaults | given)
+                arrays, options = operator.complete(values)
                 operator.bind(arrays)
                 dtype = float_dtype(*(tensor for tensor in tensors if tensor.is_floating_point()))
                 floats = [
-                    each.to(dtype) if isinstance(each, Tensor) and each.is_floating_point() else each
-                    for each in arrays.values()
+                    each.to(dtype) if isinstance(each, Tensor) and each.is_floating_point() else each for each in arrays
                 ]
-                return derivative.formula(*floats, *options.values())
+                return derivative.formula(*floats, *options)
     return getattr(torch.ops.fastssd, name)(*values)

@@ -19,13 +19,12 @@ def fake_of(name: str) -> Callable[..., Any]:
     operator = REGISTRY[name]
 
     def fake(*arguments: Any) -> Any:
-        given = dict(zip((*operator.array_names, *operator.option_names), arguments, strict=False))
-        arrays, options = operator.split(operator.defaults | given)
-        sizes = operator.bind(arrays) | options
+        arrays, options = operator.complete(arguments)
+        sizes = operator.bind(arrays) | dict(zip(operator.options, options, strict=True))
         for dim in (dim for spec in operator.outputs for dim in spec.dims):
-            if dim not in sizes and not dim.isdecimal():  # known when the operator has run
+            if dim not in sizes and not isinstance(dim, int):  # known when the operator has run
                 sizes[dim] = torch.library.get_ctx().new_dynamic_size()
-        floats: list[Tensor] = [arrays[spec.name] for spec in operator.arrays if spec.kind == "float"]
+        floats: list[Tensor] = [array for array, kind in zip(arrays, operator.kinds, strict=True) if kind == "float"]
         dtypes = {"float": float_dtype(*floats), "int64": torch.int64, "bool": torch.bool}
         found = [
             floats[0].new_empty(operator.output_shape(spec, sizes), dtype=dtypes[spec.kind])

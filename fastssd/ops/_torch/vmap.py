@@ -79,9 +79,8 @@ def mining(name: str, size: int, places: Places, values: Values) -> tuple[Any, A
 def multibox_cross_entropy(name: str, size: int, places: Places, values: Values) -> tuple[Any, Any]:
     """A sum for each example, by the formula: the kernel sums over all images."""
     logits, labels, *options = _all_in_front(size, places, values)
-    defaults = REGISTRY[name].defaults
-    given = defaults | dict(zip(REGISTRY[name].option_names, options, strict=False))
-    losses, selected = formulas.multibox_losses(logits, labels, **given)
+    _, options = REGISTRY[name].complete((logits, labels, *options))
+    losses, selected = formulas.multibox_losses(logits, labels, *options)
     return (losses.reshape(size, -1).sum(-1).to(logits.dtype), selected), (0, 0)
 
 
