@@ -61,7 +61,7 @@ def to_numpy(name: str, value: Array) -> NDArray[Any]:
 
 
 BOXES = frozenset(("boxes", "boxes1", "boxes2", "anchors", "gt_boxes", "deltas"))
-"""Arguments that are rows of four: an empty one of one dimension, as ``torch.tensor([])`` is, has no rows."""
+"""Arguments that are rows of four. An empty array of one dimension, as ``torch.tensor([])`` is, has no rows."""
 
 
 def to_boxes(name: str, value: Array) -> NDArray[Any]:
@@ -73,14 +73,14 @@ def to_boxes(name: str, value: Array) -> NDArray[Any]:
 def to_tensor(name: str, value: Array) -> Any:
     """`value` as a torch tensor: a tensor is itself, anything else is copied, with NumPy's dtype.
 
-    What was no tensor before has no version either, by which torch would see that it was written to.
+    An array has no version by which torch could see that it was written to.
     """
     torch = sys.modules["torch"]
     if not isinstance(value, torch.Tensor):
         array = to_numpy(name, value)
         wide = array.dtype.kind == "f" and array.dtype.itemsize > 8  # torch has no such floats
-        value = torch.tensor(plain(array, np.dtype(np.float64) if wide else array.dtype.newbyteorder("=")))
-        value = value.reshape(array.shape)  # which was (1,) where it is ()
+        # A copy: a view of one row can be contiguous with a negative stride, which torch refuses.
+        value = torch.from_numpy(np.array(array, np.float64 if wide else array.dtype.newbyteorder("="), order="C"))
     return value.reshape(0, 4) if name in BOXES and value.ndim == 1 and value.shape[0] == 0 else value
 
 
@@ -320,7 +320,7 @@ def option_check(operator: str, option: str) -> Callable[[str, Any], Any]:
 
 
 def check_order(background_threshold: float | None, iou_threshold: float) -> None:
-    """Raise unless what is ignored lies under what is positive."""
+    """Raise unless the background threshold is at most the IoU threshold."""
     if background_threshold is None or symbolic(background_threshold) or symbolic(iou_threshold):
         return
     if background_threshold > iou_threshold:

@@ -49,6 +49,6 @@ __all__ = [
 ]
 
 if hasattr(sys.modules.get("torch"), "Tensor"):  # else the first call that torch has to dispatch does it
-    # A torch with which that fails does not stand in the way of everything else: whoever dispatches gets the error.
+    # If registering fails, everything else still works; a call that needs it raises the error.
     with contextlib.suppress(Exception):
         from fastssd.ops import _torch  # noqa: F401  registers torch.ops.fastssd.*

@@ -329,7 +329,7 @@ def operator(
         if tuple(spec.name for spec in outputs) != names:
             raise TypeError(f"{core.__name__}: the outputs of {shapes!r} are not the fields {names}")
         if missing := {spec.name for spec in inputs} - set(inspect.signature(core).parameters):
-            raise TypeError(f"{core.__name__}: {shapes!r} names what is no argument: {', '.join(missing)}")
+            raise TypeError(f"{core.__name__}: {shapes!r} names arrays that are not arguments: {', '.join(missing)}")
         own = name or core.__name__
         REGISTRY[own] = Operator(core, own, inputs, outputs, result, shortcut, lists, formula, gradient, vmap)
         return REGISTRY[own].function  # type: ignore[return-value]  # it has the core's signature

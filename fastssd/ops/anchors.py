@@ -30,15 +30,15 @@ def grid_anchors(
 
     A cell of level ``l`` has ``len(scales[l]) + len(aspect_ratios) - 1`` anchors: every scale at the first ratio,
     then the first scale at every other ratio. An anchor of scale s and ratio r has width ``s * sqrt(r)`` and height
-    ``s / sqrt(r)``, as fractions of the picture's width and height, around the middle of its cell.
+    ``s / sqrt(r)``, as fractions of the image's width and height, around the middle of its cell.
 
     Args:
         grid_sizes: cells of each level, (rows, columns) or one number for both: a list, or an array [L, 2] or [L]. A
             number alone is one level.
-        scales: for each level the scales of its anchors, as fractions of the picture.
+        scales: for each level the scales of its anchors, as fractions of the image.
         aspect_ratios: width / height; one list for all levels or a list for each.
-        image_size: (height, width) of the picture: the unit of the result. (1, 1) gives fractions.
-        clip: whether to cut the anchors off at the border of the picture.
+        image_size: (height, width) of the image: the unit of the result. (1, 1) gives fractions.
+        clip: whether to cut the anchors off at the border of the image.
         dtype: float32 or float64.
 
     Returns:

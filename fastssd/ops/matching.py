@@ -1,4 +1,4 @@
-"""Anchor matching: which anchor is responsible for which ground truth, alone or together with the targets."""
+"""Anchor matching: which anchor is responsible for which ground-truth box, alone or together with the targets."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ def match_anchors(
     force_match: str = "bipartite",
     gt_counts: Array | None = None,
 ) -> Matches:
-    """Decide for each anchor whether it is positive, and for which ground truth.
+    """Decide for each anchor whether it is positive, and for which ground-truth box.
 
     Args:
         anchors: [A, 4] xyxy.
-        gt_boxes: xyxy in the anchors' unit; for one picture [G, 4]; for a batch a list of B arrays [G_i, 4], or [B,
-            G, 4] padded.
+        gt_boxes: xyxy in the anchors' unit; for one image [G, 4]; for a batch a list of B arrays [G_i, 4], or [B, G,
+            4] padded.
         iou_threshold: an anchor is positive where its best IoU reaches this.
         background_threshold: an anchor is background where its best IoU is under this, and ignored between the two;
             default the same.
-        force_match: how a ground truth claims anchors beyond the threshold: ``"bipartite"`` (SSD paper: each owns one),
-            ``"best"`` (torchvision), ``"low_quality"`` (detectron2) or ``"none"``. docs/contract.md, Matching.
+        force_match: how a ground-truth box claims anchors beyond the threshold: ``"bipartite"`` (SSD paper: each owns
+            one), ``"best"`` (torchvision), ``"low_quality"`` (detectron2) or ``"none"``. docs/contract.md, Matching.
         gt_counts: int [B], how many rows of a padded `gt_boxes` are real; default all.
 
     Returns:
-        :class:`Matches`, [A] for one picture and [B, A] for a batch.
+        :class:`Matches`, [A] for one image and [B, A] for a batch.
 
     Raises:
-        TypeError, ValueError: wrong shapes, thresholds or option; an anchor or a ground truth that is not finite.
+        TypeError, ValueError: wrong shapes, thresholds or option; an anchor or a ground-truth box that is not finite.
 
     Source:
         SSD, arXiv:1512.02325, section 2.2, "Matching strategy".
@@ -93,11 +93,11 @@ def assign_targets(
         variances: as in :func:`~fastssd.ops.encode_boxes`.
 
     Returns:
-        :class:`Targets`, [A, ...] for one picture and [B, A, ...] for a batch.
+        :class:`Targets`, [A, ...] for one image and [B, A, ...] for a batch.
 
     Raises:
-        TypeError, ValueError: as :func:`match_anchors`; also a label under 1, and an anchor or ground truth without
-            positive extent.
+        TypeError, ValueError: as :func:`match_anchors`; also a label under 1, and an anchor or ground-truth box
+            without positive extent.
 
     Source:
         SSD, arXiv:1512.02325, section 2.2.
@@ -150,7 +150,7 @@ def _empty(shape: tuple[int, int], *kinds: tuple[Any, int]) -> list[NDArray[Any]
 
     Allocators give back several blocks of a few MB in each call, and keep one. The page faults of three fresh outputs
     for 32 images of SSD300 take 3.8 ms, the kernel 0.6 ms. Large outputs are fresh in every call anyway: they lie
-    apart, so that who keeps one does not keep the memory of all.
+    apart, so that keeping one does not keep the memory of all.
     """
     rows, length = shape
     sizes = [rows * length * columns * np.dtype(dtype).itemsize for dtype, columns in kinds]
@@ -185,7 +185,7 @@ class _GroundTruth:
     def __init__(self, anchors: Array, gt_boxes: Array, gt_counts: Array | None) -> None:
         priors = checks.to_boxes("anchors", anchors)
         checks.check_shape("anchors", priors, ("A", 4))
-        self.one = False
+        self.single = False
         self.listed = isinstance(gt_boxes, list | tuple)
         if self.listed:
             joined = _join(gt_boxes, (4,))
@@ -200,8 +200,8 @@ class _GroundTruth:
                 self.sizes = [len(boxes) for boxes in images]
         else:
             array = checks.to_boxes("gt_boxes", gt_boxes)
-            self.one = array.ndim == 2
-            if self.one:
+            self.single = array.ndim == 2
+            if self.single:
                 checks.check_shape("gt_boxes", array, ("G", 4))
                 if gt_counts is not None:
                     raise ValueError("gt_counts: only for padded gt_boxes of shape [B, G, 4]")
@@ -238,10 +238,10 @@ class _GroundTruth:
             arrays = [checks.to_numpy(f"gt_labels[{i}]", labels) for i, labels in enumerate(gt_labels)]
         else:
             array = checks.to_numpy("gt_labels", gt_labels)
-            checks.check_shape("gt_labels", array, ("G",) if self.one else (self.batch, "G"))
-            arrays = [array] if self.one else [row[:size] for row, size in zip(array, self.sizes, strict=True)]
+            checks.check_shape("gt_labels", array, ("G",) if self.single else (self.batch, "G"))
+            arrays = [array] if self.single else [row[:size] for row, size in zip(array, self.sizes, strict=True)]
         for i, (array, size) in enumerate(zip(arrays, self.sizes, strict=True)):
-            name = "gt_labels" if self.one else f"gt_labels[{i}]"
+            name = "gt_labels" if self.single else f"gt_labels[{i}]"
             if array.shape != (size,):
                 raise ValueError(f"{name}: expected shape [{size}], one label for each box, got {list(array.shape)}")
         return self._labelled(
@@ -253,7 +253,7 @@ class _GroundTruth:
         return labels
 
     def check_extent(self) -> None:
-        """Raise unless every ground truth has positive extent."""
+        """Raise unless every ground-truth box has positive extent."""
         boxes = self.boxes
         self._check(~((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])), "has no positive extent")
 
@@ -261,9 +261,9 @@ class _GroundTruth:
         if bad.any():
             row = int(bad.argmax())
             image = int(np.searchsorted(self.offsets, row, side="right")) - 1
-            place = f"{row - self.offsets[image]}" if self.one else f"{image}][{row - self.offsets[image]}"
+            place = f"{row - self.offsets[image]}" if self.single else f"{image}][{row - self.offsets[image]}"
             raise ValueError(f"gt_boxes[{place}] {what}: {self.boxes[row].tolist()}")
 
     def result(self, array: NDArray[Any]) -> NDArray[Any]:
         """An output without the batch dimension, where there was none."""
-        return array[0] if self.one else array
+        return array[0] if self.single else array

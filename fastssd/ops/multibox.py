@@ -67,7 +67,7 @@ def multibox_cross_entropy(
 def multibox_cross_entropy_gradient(scale: Array, logits: Array, labels: Array, selected: Array) -> Any:
     """`scale` times the gradient of the loss by `logits`, [..., A, C].
 
-    Labels are checked again: whoever shares their memory may have written to it since the loss was computed.
+    Labels are checked again: other code may have written to their memory since the loss was computed.
     """
     classes = _classes(labels, logits.shape[-1])
     (scores,) = checks.promote(logits)

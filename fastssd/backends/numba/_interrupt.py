@@ -1,6 +1,6 @@
 """Ctrl-C and other signals: how a kernel notices them, and how they reach the caller.
 
-Python looks for signals between its own instructions. Short kernels need nothing. Long ones ask now and then; where a
+Python looks for signals between its own instructions. Short kernels need nothing. Long ones ask now and then; if a
 signal handler raises, the kernel ends early, and its caller gets what the handler raised.
 """
 
@@ -49,7 +49,7 @@ def interruptible(operator: Callable[P, R]) -> Callable[P, R]:
     """`operator`, which raises what a signal handler raised inside of a kernel.
 
     A handler may run in a kernel that asks, and also where Numba calls Python to make an array or a tuple of a result.
-    Both give a result beside an exception, for which Python raises SystemError.
+    Both return a result while an exception is set: Python turns that into a SystemError.
     """
 
     @wraps(operator)

@@ -95,14 +95,14 @@ def _value_of(key: Any) -> Callable[[Any], Any]:
     return value32 if key == types.int32 else value64
 
 
-def falling_keys(values: Any) -> Any:
+def descending_keys(values: Any) -> Any:
     """Unsigned integers, the smaller the larger the value; the same for 0 and -0. Not for NaN."""
     keys = np.array([~ordered(value) for value in values], f"i{values.itemsize}").view(f"u{values.itemsize}")
     return keys ^ keys.dtype.type(2 ** (8 * values.itemsize - 1))
 
 
-@overload(falling_keys, strict=False)
-def _falling_keys(values: Any) -> Callable[[Any], Any]:
+@overload(descending_keys, strict=False)
+def _descending_keys(values: Any) -> Callable[[Any], Any]:
     def keys32(values: Any) -> Any:
         keys = np.empty(len(values), np.uint32)
         for i in range(len(values)):

@@ -27,7 +27,7 @@ def _insertion_sort(keys: Keys, order: NDArray[Any]) -> None:
 
 @jit
 def sort_by(keys: Keys, order: NDArray[Any]) -> NDArray[Any]:
-    """The entries of `order` by rising key, where keys[i] is that of order[i]. Overwrites both."""
+    """The entries of `order` by ascending key, where keys[i] belongs to order[i]. Overwrites both."""
     n = len(keys)
     if n < 64:
         _insertion_sort(keys, order)
@@ -37,7 +37,7 @@ def sort_by(keys: Keys, order: NDArray[Any]) -> NDArray[Any]:
     places = np.empty(1 << bits, np.uint64)
     other_keys, other_order = np.empty_like(keys), np.empty_like(order)
     for low in range(0, 8 * keys.itemsize, bits):
-        # Indices are unsigned, for which Numba leaves out the code for counting from the end.
+        # Indices are unsigned: Numba then leaves out the code for negative indices.
         shift = np.uint64(low)
         places[:] = 0
         for i in range(n):

@@ -143,18 +143,16 @@ def paired_box_iou(boxes1: Float, boxes2: Float, out: Float) -> None:
 
 
 def _in_pieces(kernel: Callable[[Float, Float, Float], None], boxes1: Float, boxes2: Float, out: Float) -> None:
-    """`kernel` on pieces of the output, each a whole number of pictures or of rows of one picture."""
+    """`kernel` on pieces of the output, each a whole number of images or of rows of one image."""
     batch, n, m = out.shape
     if out.size == 0:
         return None
     if out.size <= CELLS:
         return kernel(boxes1, boxes2, out)
-    pictures, rows = max(1, CELLS // (n * m)), max(16, CELLS // m)
-    for b in range(0, batch, pictures):
+    images, rows = max(1, CELLS // (n * m)), max(16, CELLS // m)
+    for b in range(0, batch, images):
         for i in range(0, n, rows):
-            kernel(
-                boxes1[b : b + pictures, i : i + rows], boxes2[b : b + pictures], out[b : b + pictures, i : i + rows]
-            )
+            kernel(boxes1[b : b + images, i : i + rows], boxes2[b : b + images], out[b : b + images, i : i + rows])
     return None
 
 

@@ -1,8 +1,8 @@
-"""Which anchor is responsible for which ground truth.
+"""Which anchor is responsible for which ground-truth box.
 
-Anchors come in order of place, so a block of neighbours lies in a small hull, and a ground truth has to look only into
+Anchors come in order of place, so a block of neighbours lies in a small hull. A ground-truth box has to look only into
 the blocks whose hull it overlaps: everywhere else the IoU is 0. Within a block all anchors are measured at once. IoUs
-are not negative, so their bits order as they do; maxima are taken of these integers, which vectorises.
+are not negative, so their bits have the same order; the maximum is taken of these integers, because that vectorises.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _touches(hulls: Float, block: int, gt: Any) -> bool:
 
 @jit
 def _iou_in(members: Float, k: int, gt: Any, zero: Any) -> Any:
-    """IoU of anchor k of a block with a ground truth (x1, y1, x2, y2, area)."""
+    """IoU of anchor k of a block with a ground-truth box (x1, y1, x2, y2, area)."""
     x1, y1, x2, y2, area = gt
     inter = overlap(
         members[k], members[BLOCK + k], members[2 * BLOCK + k], members[3 * BLOCK + k], x1, y1, x2, y2, zero
@@ -64,7 +64,7 @@ def _iou_in(members: Float, k: int, gt: Any, zero: Any) -> Any:
 
 @jit
 def _ask(blocks: Float, hulls: Float, gt: Any, index: Any, best: Bits, best_gt: Bits, iou: Float) -> Any:
-    """Offer a ground truth to all anchors. Returns its largest IoU and the anchor, the lowest of equals."""
+    """Offer a ground-truth box to all anchors. Returns its largest IoU and the anchor, the lowest of equals."""
     zero = iou.dtype.type(0)
     top, value, anchor = bits_of(zero), zero, np.int64(0)
     for block in range(hulls.shape[1]):
@@ -89,7 +89,7 @@ def _ask(blocks: Float, hulls: Float, gt: Any, index: Any, best: Bits, best_gt: 
 
 @jit
 def _best_free(blocks: Float, hulls: Float, gt: Any, taken: Bool, zero: Any) -> Any:
-    """The largest IoU of a ground truth with an anchor that is not taken, and the lowest such anchor; (0, 0) if 0."""
+    """The largest IoU of a ground-truth box with a free anchor, and the lowest such anchor; (0, 0) if it is 0."""
     value, anchor = zero, np.int64(0)
     for block in range(hulls.shape[1]):
         if _touches(hulls, block, gt):
@@ -106,10 +106,11 @@ def _best_free(blocks: Float, hulls: Float, gt: Any, taken: Bool, zero: Any) -> 
 def _force_bipartite(
     blocks: Float, hulls: Float, gts: Any, tops: Float, top_anchors: Int, taken: Bool, gt_idx: Int, iou: Float
 ) -> None:
-    """Give every ground truth an anchor of its own, the largest IoU first; ties: lower anchor, then lower ground truth.
+    """Give every ground-truth box an anchor of its own, the largest IoU first; ties: lower anchor, then lower box.
 
-    What a ground truth can get only becomes less as anchors are taken, so it has to look again only when it is its turn
-    and the anchor is gone. Overwrites `tops` and `top_anchors`; `taken` is false everywhere before and after.
+    As anchors are taken, the best free IoU of a box can only become less. So it is searched for again only when it is
+    the turn of the box and its anchor is gone. Overwrites `tops` and `top_anchors`; `taken` is false everywhere before
+    and after.
     """
     x1, y1, x2, y2, area = gts
     zero, served = tops.dtype.type(0), tops.dtype.type(-1)
@@ -128,7 +129,7 @@ def _force_bipartite(
             if tops[g] == zero or not taken[top_anchors[g]]:
                 break
             tops[g], top_anchors[g] = _best_free(blocks, hulls, (x1[g], y1[g], x2[g], y2[g], area[g]), taken, zero)
-        if tops[g] == zero:  # all that is left are pairs with IoU 0: the first ground truth gets the first free anchor
+        if tops[g] == zero:  # only pairs with IoU 0 are left: the first box gets the first free anchor
             g = 0
             while tops[g] != zero:
                 g += 1
@@ -146,7 +147,7 @@ def _force_bipartite(
 
 @jit
 def _force_low_quality(blocks: Float, hulls: Float, gts: Any, tops: Float, best_gt: Bits, gt_idx: Int) -> None:
-    """Make every anchor positive that is as good as the best one of some ground truth."""
+    """Make every anchor positive that has the best IoU of some ground-truth box."""
     x1, y1, x2, y2, area = gts
     zero, work = tops.dtype.type(0), np.int64(0)
     for g in range(len(tops)):

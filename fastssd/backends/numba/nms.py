@@ -4,7 +4,7 @@ A pair is first asked a question without a division: IoU > t needs inter > t / (
 taken a little smaller than that, so that rounding can only let pairs through, and these few get the exact IoU of the
 contract. Two ways lead through the boxes, best first:
 
-- Few boxes: in blocks. Those of a block that are kept are held against all boxes that are still alive, in vector code,
+- Few boxes: in blocks. Those of a block that are kept are compared with all boxes that are still alive, in vector code,
   and the survivors move together.
 - Many: a grid of kept boxes. Boxes with an IoU over t are alike in size and their centers are near, so a kept box is
   entered in the (at most four) cells in which the center of a box that it can suppress may lie, on a level with cells
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from fastssd.backends.codes import SOFT_NMS_METHODS, Bool, Float, Int
 from fastssd.backends.numba._interrupt import WORK
 from fastssd.backends.numba._jit import jit
-from fastssd.backends.numba._math import bits_of, exp, falling_keys, ordered, round_down
+from fastssd.backends.numba._math import bits_of, descending_keys, exp, ordered, round_down
 from fastssd.backends.numba._sort import sort_by
 from fastssd.backends.numba.boxes import area_of
 from fastssd.backends.numba.iou import overlap, ratio
@@ -54,8 +54,8 @@ def _by_score(boxes: Float, scores: Float) -> Places:
     for i in range(len(boxes)):
         area = area_of(flat[4 * i], flat[4 * i + 1], flat[4 * i + 2], flat[4 * i + 3], zero)
         order[found], usable[found] = i, scores[i]  # overwritten by the next one unless it counts
-        found += (area == area) & (usable[found] == usable[found])  # the copy: nobody else writes to it
-    return sort_by(falling_keys(usable[:found]), order[:found])
+        found += (area == area) & (usable[found] == usable[found])  # the copy, which no other thread writes to
+    return sort_by(descending_keys(usable[:found]), order[:found])
 
 
 @jit
@@ -65,7 +65,7 @@ def _by_group(idxs: Int, order: Places) -> tuple[Places, Int]:
     groups = np.empty(n, np.uint64)
     for rank in range(n):
         groups[rank] = np.uint64(idxs[order[rank]]) ^ np.uint64(1 << 63)
-    own = groups.copy()  # nobody else writes to it
+    own = groups.copy()  # no other thread writes to it
     ranks = sort_by(groups, np.arange(n).astype(np.int32))
     starts, found = np.empty(n + 1, np.int64), 0
     for i in range(n):
@@ -407,7 +407,7 @@ def _usable(boxes: Float, scores: Float, lowest: Any) -> tuple[Float, Float, Pla
         area = area_of(x1, y1, x2, y2, zero)
         live[0, found], live[1, found], live[2, found], live[3, found], live[4, found] = x1, y1, x2, y2, area
         current[found], index[found] = scores[i], i
-        found += (area == area) & (current[found] > lowest)  # the copy: nobody else writes to it
+        found += (area == area) & (current[found] > lowest)  # the copy, which no other thread writes to
     return live, current[:found], index
 
 

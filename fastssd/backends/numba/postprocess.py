@@ -1,7 +1,7 @@
 """From the network's outputs to the few boxes left.
 
 Most anchors show background: a row of logits is skipped unless its best foreground class can reach the threshold.
-What passes goes through NMS in the order of the final result, falling score, then class, then anchor: so a box is
+What passes goes through NMS in the order of the final result, descending score, then class, then anchor: so a box is
 decoded when its turn comes, and the work ends with the last place of the output. The order is made in portions, the
 best first, because of a hundred thousand candidates a few hundred are looked at.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastssd.backends.codes import ACTIVATIONS, Float, Int
 from fastssd.backends.numba._interrupt import WORK, interrupted
 from fastssd.backends.numba._jit import jit
-from fastssd.backends.numba._math import exp, falling_keys, ordered, round_down, softmax_terms, value_of
+from fastssd.backends.numba._math import descending_keys, exp, ordered, round_down, softmax_terms, value_of
 from fastssd.backends.numba._sort import sort_by
 from fastssd.backends.numba.boxes import area_of, clip
 from fastssd.backends.numba.coding import decode, row
@@ -89,7 +89,7 @@ def _cut(scores: Float, wanted: int) -> Any:
 
 @jit
 def _in_order(scores: Float, labels: Places) -> Places:
-    """Places by falling score, then label, then place."""
+    """Places by descending score, then label, then place."""
     keys, order = np.empty(len(labels), np.uint32), np.empty(len(labels), np.int32)
     for i in range(len(labels)):
         keys[i], order[i] = labels[i], i
@@ -97,7 +97,7 @@ def _in_order(scores: Float, labels: Places) -> Places:
     by_label = np.empty_like(scores)
     for i in range(len(scores)):
         by_label[i] = scores[order[i]]
-    return sort_by(falling_keys(by_label), order)
+    return sort_by(descending_keys(by_label), order)
 
 
 @jit

@@ -11,7 +11,7 @@ from fastssd.backends.codes import Float
 def grid_anchors(
     height: int, width: int, shapes: NDArray[np.float64], scale: NDArray[np.float64], clip: bool, out: Float
 ) -> None:
-    """shapes [K, 2] (width, height) as fractions of the picture, scale [2] the picture's (height, width),
+    """shapes [K, 2] (width, height) as fractions of the image, scale [2] the image's (height, width),
     out [height * width * K, 4] xyxy, cell-major (row, column, shape). Computed in float64, rounded once.
     A cell's centre is ((column + 0.5) / width, (row + 0.5) / height)."""
     if not len(out):

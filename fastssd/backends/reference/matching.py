@@ -1,4 +1,7 @@
-"""Which anchor is responsible for which ground truth: the definition (SSD paper, section 2.2, "Matching strategy")."""
+"""Which anchor is responsible for which ground-truth box: the definition.
+
+Source: SSD paper, section 2.2, "Matching strategy".
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def match_one(
         return np.full(num_anchors, BACKGROUND), np.zeros(num_anchors, anchors.dtype)
     quality = iou_and_union(anchors[:, None], gt_boxes[None])[0]  # [A, G]
 
-    # 1. The threshold: every anchor asks for its best ground truth.
+    # 1. The threshold: every anchor asks for its best ground-truth box.
     best_gt = quality.argmax(axis=1)
     iou = quality.max(axis=1)
     gt_idx = np.where(
@@ -31,13 +34,13 @@ def match_one(
         np.where(iou.astype(np.float64) < background_threshold, BACKGROUND, IGNORED),
     )
 
-    # 2. The forcing: every ground truth asks for its best anchor.
+    # 2. The forcing: every ground-truth box asks for its best anchor.
     if num_anchors == 0:
         pass
     elif force_match == FORCE_MATCH["bipartite"]:
         free = quality.copy()
         for _ in range(min(num_anchors, num_gt)):
-            # The first of the largest: the lowest anchor, then the lowest ground truth.
+            # The first of the largest: the lowest anchor, then the lowest ground-truth box.
             anchor, gt = divmod(int(free.argmax()), num_gt)
             gt_idx[anchor], iou[anchor] = gt, quality[anchor, gt]
             free[anchor, :] = -1

@@ -17,7 +17,7 @@ def multibox_cross_entropy(
     losses: NDArray[np.float64],
     selected: Bool,
 ) -> None:
-    """logits [B, A, C], labels [B, A] in [-1, C); losses [B] the sum of each picture, selected [B, A]."""
+    """logits [B, A, C], labels [B, A] in [-1, C); losses [B] the sum of each image, selected [B, A]."""
     with np.errstate(all="ignore"):
         shifted = logits - logits.max(axis=-1, keepdims=True)
         log_sum = np.log(np.exp(shifted).sum(axis=-1))  # [B, A]

@@ -27,7 +27,7 @@ def keep_best(boxes: Float, scores: Float, iou_threshold: float) -> Int:
 
 
 def nms(boxes: Float, scores: Float, iou_threshold: float, keep: Int) -> int:
-    """boxes [N, 4], scores [N], keep [N]: kept indices by falling score. Returns how many."""
+    """boxes [N, 4], scores [N], keep [N]: kept indices by descending score. Returns how many."""
     kept = keep_best(boxes, scores, iou_threshold)
     keep[: len(kept)] = kept
     return len(kept)

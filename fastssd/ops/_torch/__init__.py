@@ -4,7 +4,7 @@ Eager calls on plain tensors of the CPU do not come here (:mod:`fastssd.ops._ope
 torch knows of an operator is derived from its declaration in :data:`fastssd.ops._operator.REGISTRY`:
 
 =============== ====================================================================================
-`register`      the schema, the kernels of each device, and what an older torch cannot be told
+`register`      the schemas and the kernels of each device, also with older releases of torch
 `shapes`        the checks before, and the outputs as they are known before the operator runs
 `device`        where it runs: on the CPU by its kernel, elsewhere by its formula or on the CPU for it
 `formulas`      the operators as torch operations

@@ -112,7 +112,7 @@ def _complete(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def _pairwise(measure: Callable[[Tensor, Tensor], Tensor], not_finite: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """`measure` of every pair; what is not finite becomes a constant first, for no value depends on it."""
+    """`measure` of every pair; boxes that are not finite become a constant first: no value depends on them."""
 
     def formula(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         finite1, finite2 = _finite(boxes1), _finite(boxes2)

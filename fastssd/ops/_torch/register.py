@@ -1,7 +1,8 @@
 """Registers ``torch.ops.fastssd.*`` from the declarations of the operators.
 
-Every torch since 2.0 will do. What an older one cannot be told of an operator is replaced by an error that says which
-torch can (docs/torch.md); a registration that fails leaves nothing behind, so that the next import starts anew.
+Every torch since 2.0 works. Where an older torch lacks a way of registering something, the operator raises an error
+that says which torch has it (docs/torch.md). A registration that fails leaves nothing behind, so the next import starts
+anew.
 """
 
 from __future__ import annotations
@@ -148,8 +149,8 @@ _HOLDER = "_fastssd_library"
 
 
 def register_all() -> None:
-    """The operators are there as long as their torch library is held, by ``torch.ops.fastssd``: whoever imports fastssd
-    anew finds what was registered before, and takes it back.
+    """The operators are there as long as their torch library is held, by ``torch.ops.fastssd``. A second import of
+    fastssd finds what was registered before, and takes it back.
     """
     namespace = vars(torch.ops.fastssd)
     if _HOLDER in namespace:

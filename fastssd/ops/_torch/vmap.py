@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastssd.ops._operator import REGISTRY
 from fastssd.ops._torch import formulas
+from fastssd.ops._torch.device import promote
 from fastssd.ops._torch.run import run
 
 Places = tuple[int | None, ...]
@@ -34,7 +35,7 @@ def leading(name: str, size: int, places: Places, values: Values) -> tuple[Any, 
 
 
 def pairwise(name: str, size: int, places: Places, values: Values) -> tuple[Any, Any]:
-    """Leading dimensions broadcast, so that what is not mapped is not repeated."""
+    """Leading dimensions broadcast, so an argument that is not mapped is not repeated."""
     examples = [value.ndim - (place is not None) for value, place in zip(values, places, strict=True)]
     fronted = []
     for value, place, dims in zip(values, places, examples, strict=True):
@@ -60,13 +61,13 @@ def matching(name: str, size: int, places: Places, values: Values) -> tuple[Any,
     """Images are mapped over, and all have the same anchors."""
     if places[0] is not None:
         raise NotImplementedError(f"fastssd.{name} under vmap: all images need the same anchors; map gt_boxes only")
-    anchors, *truth = values
-    truth = _all_in_front(size, places[1:], tuple(truth))
-    if truth[0].ndim == 3:  # one image an example
-        return run(name, anchors, *truth), (0,) * len(REGISTRY[name].outputs)
-    batch = truth[0].shape[1]
-    truth = [value.flatten(0, 1) if isinstance(value, Tensor) else value for value in truth]
-    found = run(name, anchors, *truth)
+    anchors, *ground_truth = values
+    ground_truth = _all_in_front(size, places[1:], tuple(ground_truth))
+    if ground_truth[0].ndim == 3:  # each example is one image
+        return run(name, anchors, *ground_truth), (0,) * len(REGISTRY[name].outputs)
+    batch = ground_truth[0].shape[1]
+    ground_truth = [value.flatten(0, 1) if isinstance(value, Tensor) else value for value in ground_truth]
+    found = run(name, anchors, *ground_truth)
     return tuple(each.unflatten(0, (size, batch)) for each in found), (0,) * len(found)
 
 
@@ -80,6 +81,7 @@ def multibox_cross_entropy(name: str, size: int, places: Places, values: Values)
     """A sum for each example, by the formula: the kernel sums over all images."""
     logits, labels, *options = _all_in_front(size, places, values)
     _, options = REGISTRY[name].complete((logits, labels, *options))
+    (logits,) = promote(logits)
     losses, selected = formulas.multibox_losses(logits, labels, *options)
     return (losses.reshape(size, -1).sum(-1).to(logits.dtype), selected), (0, 0)
 
