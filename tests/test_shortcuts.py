@@ -109,10 +109,10 @@ def test_steps_aside_for_what_is_unusual(name, unusual):
     if unusual is unusual_tensors:
         plain = [pytest.importorskip("torch").from_numpy(array) for array in plain]
     boxes, scores, groups = plain
-    match = (0.5, None, "bipartite")
+    match = (0.5, None, "bipartite", None)
     rest = {
-        "nms": (scores, 0.3),
-        "batched_nms": (scores, groups, 0.3),
+        "nms": (scores, 0.3, "drop"),
+        "batched_nms": (scores, groups, 0.3, "drop"),
         "paired_box_iou": (boxes,),
         "encode_boxes": (boxes, (0.1, 0.2)),
         "decode_boxes": (boxes, (0.1, 0.2)),
@@ -142,12 +142,15 @@ def test_tensors_of_a_torch_without_the_exchange_of_dlpack():
 def test_steps_aside_for_unusual_arguments():
     boxes, scores = np.float32(BOXES[0]), np.float32(SCORES)
     direct = vars(shortcuts)
-    assert direct["nms"](boxes, scores, 0.5) is not None
+    assert direct["nms"](boxes, scores, 0.5, "drop") is not None
     for threshold in (-0.1, 1.1, float("nan"), "0.5", np.float32(0.5), None):
-        assert direct["nms"](boxes, scores, threshold) is None
-    assert direct["nms"](boxes, scores[:-1], 0.5) is None
-    assert direct["nms"](boxes, np.float64(scores), 0.5) is None
-    assert direct["batched_nms"](boxes, scores, GROUPS.astype(np.int32), 0.5) is None
+        assert direct["nms"](boxes, scores, threshold, "drop") is None
+    for nonfinite in ("raise", "Drop", b"drop", None):
+        assert direct["nms"](boxes, scores, 0.5, nonfinite) is None
+        assert direct["batched_nms"](boxes, scores, GROUPS, 0.5, nonfinite) is None
+    assert direct["nms"](boxes, scores[:-1], 0.5, "drop") is None
+    assert direct["nms"](boxes, np.float64(scores), 0.5, "drop") is None
+    assert direct["batched_nms"](boxes, scores, GROUPS.astype(np.int32), 0.5, "drop") is None
     assert direct["box_iou"](boxes, np.float64(boxes), None) is None
     assert direct["box_iou"](BOXES, BOXES[:1], None) is None
     assert direct["paired_box_iou"](boxes, boxes[:-1]) is None
@@ -161,7 +164,7 @@ def test_steps_aside_for_unusual_ground_truth(kind):
     if kind == "torch":
         torch = pytest.importorskip("torch")
         boxes, labels, nan, point, zero = map(torch.from_numpy, (boxes, labels, nan, point, zero))
-    match, assign, options = shortcuts.match_anchors, shortcuts.assign_targets, (0.5, 0.4, "best")
+    match, assign, options = shortcuts.match_anchors, shortcuts.assign_targets, (0.5, 0.4, "best", None)
     variances = (0.1, 0.2)
     assert match(boxes, [boxes, point, boxes[:0]], *options) is not None
     assert assign(boxes, boxes, labels, *options, variances) is not None
@@ -170,7 +173,10 @@ def test_steps_aside_for_unusual_ground_truth(kind):
     assert match(nan, [boxes], *options) is None
     assert match(boxes, [np.float64(boxes)], *options) is None
     for bad in ((1.1, None, "best"), (0.5, 0.6, "best"), (1, None, "best"), (0.5, None, "Best"), (0.5, None, None)):
-        assert match(boxes, [boxes], *bad) is None
+        assert match(boxes, [boxes], *bad, None) is None
+    for counts in ([1], 0, labels[:1]):
+        assert match(boxes, [boxes], 0.5, 0.4, "best", counts) is None
+        assert assign(boxes, [boxes], [labels], 0.5, 0.4, "best", counts, variances) is None
     for anchors, gt_boxes, gt_labels in (
         (point, [boxes], [labels]),
         (boxes, [point], [labels]),

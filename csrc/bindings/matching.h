@@ -227,9 +227,9 @@ py::object with_truths(const Operand& anchors, py::handle gt_boxes, bool with_ex
 }
 
 inline py::object direct_match_anchors(py::handle anchors_, py::handle gt_boxes, py::handle iou_threshold,
-                                       py::handle background_threshold, py::handle force_match) {
+                                       py::handle background_threshold, py::handle force_match, py::handle gt_counts) {
     const MatchOptions options(iou_threshold, background_threshold, force_match);
-    if (!options.good) return py::none();
+    if (!options.good || !gt_counts.is_none()) return py::none();
     const Operand anchors(anchors_);
     return with_truths(anchors, gt_boxes, false, [&](auto zero, const auto& boxes, const auto& plan) -> py::object {
         using T = decltype(zero);
@@ -246,10 +246,10 @@ inline py::object direct_match_anchors(py::handle anchors_, py::handle gt_boxes,
 
 inline py::object direct_assign_targets(py::handle anchors_, py::handle gt_boxes, py::handle gt_labels,
                                         py::handle iou_threshold, py::handle background_threshold,
-                                        py::handle force_match, py::handle variances_) {
+                                        py::handle force_match, py::handle gt_counts, py::handle variances_) {
     const MatchOptions options(iou_threshold, background_threshold, force_match);
     const DirectVariances variances(variances_);
-    if (!options.good || !variances.good) return py::none();
+    if (!options.good || !gt_counts.is_none() || !variances.good) return py::none();
     const Operand anchors(anchors_);
     return with_truths(anchors, gt_boxes, true, [&](auto zero, const auto& boxes, const auto& plan) -> py::object {
         using T = decltype(zero);

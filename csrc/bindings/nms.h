@@ -29,11 +29,12 @@ int64_t suppress(const Array& boxes, const Array& scores, const Run& run) {
 // run(Kernels<T>, boxes, scores, threshold, keep). `idxs` is null where there are no groups.
 template <typename Run>
 py::object direct_suppress(py::handle boxes_, py::handle scores_, const Operand* idxs, py::handle iou_threshold,
-                           const Run& run) {
+                           py::handle nonfinite, const Run& run) {
     const Operand boxes(boxes_), scores(scores_);
     if (!boxes.is_float() || scores.type() != boxes.type() || scores.tensor() != boxes.tensor() || boxes.axes() != 2 ||
         boxes.size(1) != 4 || scores.axes() != 1 || scores.size(0) != boxes.size(0) || boxes.size(0) > UINT32_MAX ||
-        !PyFloat_CheckExact(iou_threshold.ptr())) {
+        !PyFloat_CheckExact(iou_threshold.ptr()) || !PyUnicode_Check(nonfinite.ptr()) ||
+        PyUnicode_CompareWithASCIIString(nonfinite.ptr(), "drop") != 0) {
         return py::none();
     }
     const double threshold = PyFloat_AS_DOUBLE(iou_threshold.ptr());
@@ -57,14 +58,15 @@ py::object direct_suppress(py::handle boxes_, py::handle scores_, const Operand*
     return boxes.like(std::move(out));
 }
 
-inline py::object direct_nms(py::handle boxes, py::handle scores, py::handle iou_threshold) {
-    return direct_suppress(boxes, scores, nullptr, iou_threshold,
+inline py::object direct_nms(py::handle boxes, py::handle scores, py::handle iou_threshold, py::handle nonfinite) {
+    return direct_suppress(boxes, scores, nullptr, iou_threshold, nonfinite,
                            [](const auto& k, auto... arguments) { return k.nms(arguments...); });
 }
 
-inline py::object direct_batched_nms(py::handle boxes, py::handle scores, py::handle idxs_, py::handle iou_threshold) {
+inline py::object direct_batched_nms(py::handle boxes, py::handle scores, py::handle idxs_, py::handle iou_threshold,
+                                     py::handle nonfinite) {
     const Operand idxs(idxs_);
-    return direct_suppress(boxes, scores, &idxs, iou_threshold,
+    return direct_suppress(boxes, scores, &idxs, iou_threshold, nonfinite,
                            [&](const auto& k, auto from, auto values, int64_t n, double threshold, int64_t* keep) {
                                return k.batched_nms(from, values, idxs.data<int64_t>(), n, threshold, keep);
                            });

@@ -71,8 +71,8 @@ def match_anchors(
     # What a shortcut takes needs no dispatching but where torch traces, which shows in the anchors: so the rest, which
     # may be long lists, is looked at later.
     traced = type(anchors) is not ndarray and face.dispatched(anchors)
-    if gt_counts is None and not traced:
-        found = shortcuts.match_anchors(anchors, gt_boxes, iou_threshold, background_threshold, force_match)
+    if not traced:
+        found = shortcuts.match_anchors(anchors, gt_boxes, iou_threshold, background_threshold, force_match, gt_counts)
         if found is not None:
             return Matches(*found)
     if traced or face.dispatched(*_each(gt_boxes), gt_counts):
@@ -124,8 +124,8 @@ def assign_targets(
         SSD, arXiv:1512.02325, section 2.2.
     """
     traced = type(anchors) is not ndarray and face.dispatched(anchors)  # as in match_anchors
-    if gt_counts is None and not traced:
-        rest = iou_threshold, background_threshold, force_match, variances
+    if not traced:
+        rest = iou_threshold, background_threshold, force_match, gt_counts, variances
         found = shortcuts.assign_targets(anchors, gt_boxes, gt_labels, *rest)
         if found is not None:
             return Targets(*found)

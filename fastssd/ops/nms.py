@@ -37,7 +37,7 @@ def nms(boxes: Array, scores: Array, iou_threshold: float, *, nonfinite: str = "
     if not (type(boxes) is type(scores) is ndarray) and face.dispatched(boxes, scores):
         arrays = {"boxes": boxes, "scores": scores}
         return face.dispatch("call", "nms", arrays, iou_threshold=iou_threshold, nonfinite=nonfinite)
-    if nonfinite == "drop" and (found := shortcuts.nms(boxes, scores, iou_threshold)) is not None:
+    if (found := shortcuts.nms(boxes, scores, iou_threshold, nonfinite)) is not None:
         return found
     flat, values = _boxes_and_scores(boxes, scores, nonfinite)
     threshold = face.fraction("iou_threshold", iou_threshold)
@@ -66,7 +66,7 @@ def batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float, 
     if not (type(boxes) is type(scores) is type(idxs) is ndarray) and face.dispatched(boxes, scores, idxs):
         arrays = {"boxes": boxes, "scores": scores, "idxs": idxs}
         return face.dispatch("call", "batched_nms", arrays, iou_threshold=iou_threshold, nonfinite=nonfinite)
-    if nonfinite == "drop" and (found := shortcuts.batched_nms(boxes, scores, idxs, iou_threshold)) is not None:
+    if (found := shortcuts.batched_nms(boxes, scores, idxs, iou_threshold, nonfinite)) is not None:
         return found
     flat, values = _boxes_and_scores(boxes, scores, nonfinite)
     groups = face.to_numpy("idxs", idxs)
