@@ -38,8 +38,8 @@ const KernelTable* const compiled[] = {
 };
 constexpr int num_compiled = sizeof(compiled) / sizeof(compiled[0]) - 1;
 
-// Whether processor and operating system (which must save the registers) allow what each build was compiled with;
-// the flags stand in CMakeLists.txt.
+// Whether the processor and the operating system (which must save the registers) can run what each build was compiled
+// with: the flags in CMakeLists.txt.
 #ifdef FASTSSD_HAS_AVX2
 #ifdef _MSC_VER
 struct Cpu {

@@ -22,14 +22,14 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kBetweenChecks = std::chrono::milliseconds(50);  // a Ctrl-C is to be noticed within 100 ms
-constexpr double kPartNs = 500e3;                               // a part is at most this much work,
-constexpr int kPartsPerThread = 4;                              // and small enough to even the threads out
+constexpr auto kBetweenChecks = std::chrono::milliseconds(50);  // so that a Ctrl-C is noticed within 100 ms
+constexpr double kPartNs = 500e3;                               // a part is at most this much work
+constexpr int kPartsPerThread = 4;  // and so small that all threads end at about the same time
 
 std::atomic<InterruptCheck> interrupt_check{nullptr};
-std::atomic<unsigned> forks{0};  // that lie behind this process
+std::atomic<unsigned> forks{0};  // between the first process and this one
 
-// One call of parallel_for. Lives on the caller's stack.
+// One call of parallel_for, on the caller's stack.
 struct Job {
     const RangeFn fn;
     const void* const context;
@@ -39,8 +39,8 @@ struct Job {
     std::atomic<int64_t> next{0};
     std::atomic<bool> cancelled{false};
     std::atomic<Outcome> outcome{Outcome::done};
-    const unsigned born = forks.load(std::memory_order_relaxed);
-    Clock::time_point checked = Clock::now();  // the caller's own
+    const unsigned forks_at_start = forks.load(std::memory_order_relaxed);
+    Clock::time_point checked = Clock::now();  // only the caller reads and writes it
 
     void cancel(Outcome why) {
         Outcome expected = Outcome::done;
@@ -62,22 +62,23 @@ struct Job {
     }
 };
 
-// The call that this thread takes part in, and whether it is the caller.
-struct Place {
+// The call that this thread works for, and whether this thread made it.
+struct Role {
     Job* job;
     bool caller;
 };
-thread_local Place place{nullptr, false};
+thread_local Role role{nullptr, false};
 
-class At {
+// A role for as long as this object exists.
+class RoleScope {
   public:
-    explicit At(Place now) : before_(place) { place = now; }
-    ~At() { place = before_; }
-    At(const At&) = delete;
-    At& operator=(const At&) = delete;
+    explicit RoleScope(Role now) : before_(role) { role = now; }
+    ~RoleScope() { role = before_; }
+    RoleScope(const RoleScope&) = delete;
+    RoleScope& operator=(const RoleScope&) = delete;
 
   private:
-    const Place before_;
+    const Role before_;
 };
 
 class Pool {
@@ -100,11 +101,11 @@ class Pool {
     int workers_ = 0;
 };
 
-// Never destroyed: the workers outlive the static objects of the process.
+// Never destroyed: the workers live longer than the static objects of the process.
 Pool* const pool = [] {
     alignas(Pool) static unsigned char storage[sizeof(Pool)];
 #ifndef _WIN32
-    // The child has no workers, and a mutex that one of them may have held: it starts anew.
+    // The child has no workers, and a mutex that one of them may have locked: it starts with a new pool.
     pthread_atfork(nullptr, nullptr, [] {
         ++forks;
         new (storage) Pool;
@@ -142,7 +143,7 @@ void Pool::serve() {
         ++running_;
         lock.unlock();
         {
-            const At at({job, false});
+            const RoleScope scope({job, false});
             job->work();
         }
         lock.lock();
@@ -159,8 +160,7 @@ void Pool::run(Job& job, int helpers) {
     }
     for (int i = 0; i < helpers; ++i) wake_.notify_one();
 
-    // A destructor, because the thread may be unwound in the middle of its work: that is how Python ends daemon
-    // threads.
+    // In a destructor, because the thread may be unwound in the middle of its work: Python ends daemon threads so.
     struct Closer {
         Pool& pool;
         Job& job;
@@ -178,7 +178,7 @@ void Pool::run(Job& job, int helpers) {
 }
 
 void Pool::close(Job& job) {
-    if (job.born != forks) return;  // in a child: the workers are not here, and this is another pool
+    if (job.forks_at_start != forks) return;  // in a child, which has no workers and another pool
     std::unique_lock<std::mutex> lock(mutex_);
     job_ = nullptr;
     if (running_ > 0) job.cancelled = true;
@@ -191,18 +191,18 @@ void Pool::close(Job& job) {
 void set_interrupt_check(InterruptCheck check) { interrupt_check = check; }
 
 bool poll() {
-    Job* const job = place.job;
+    Job* const job = role.job;
     if (job == nullptr) return false;
     if (job->cancelled.load(std::memory_order_relaxed)) return true;
-    if (!place.caller || Clock::now() - job->checked < kBetweenChecks) return false;
+    if (!role.caller || Clock::now() - job->checked < kBetweenChecks) return false;
     const InterruptCheck check = interrupt_check;
     bool stop = false;
     {
-        const At outside({nullptr, false});  // the check may run anything, even a call of ours
+        const RoleScope scope({nullptr, false});  // the check may run any code, even another call of parallel_for
         stop = check != nullptr && check();
     }
-    // After a fork in the check this is the child, and the parts that workers had taken are lost.
-    if (stop || job->born != forks) job->cancel(Outcome::interrupted);
+    // If the check forked, this may be the child, and the parts that workers had taken are lost.
+    if (stop || job->forks_at_start != forks) job->cancel(Outcome::interrupted);
     job->checked = Clock::now();
     return job->cancelled;
 }
@@ -214,7 +214,7 @@ Outcome parallel_for(int64_t n, double ns_per_item, int threads, RangeFn fn, con
     const int64_t even = std::max<int64_t>(1, n / (kPartsPerThread * most_threads));
     const int64_t part = most < static_cast<double>(even) ? static_cast<int64_t>(most) : even;
     Job job{fn, context, n, part};
-    const At at({&job, true});
+    const RoleScope scope({&job, true});
     const int helpers = static_cast<int>(std::min(most_threads, job.parts)) - 1;
     if (helpers > 0 && static_cast<double>(n) * ns_per_item >= kParallelNs && pool->acquire()) {
         pool->run(job, helpers);

@@ -1,9 +1,10 @@
 // The one thread pool. Knows neither Python nor kernels.
 //
-// The caller works too and never waits for a worker that has not started. A pool that is busy (another thread, or a
-// call from inside a part) means that the caller does all the work itself. Workers are detached, with all signals
-// blocked; where no thread can be made the caller works alone; a forked child starts with an empty pool. The parts of
-// a call are taken from one counter, and each writes its own rows: results do not depend on the number of threads.
+// The caller works too and never waits for a worker that has not started. Where the pool is busy (with another thread,
+// or with the call that this call is part of), the caller does all the work itself. Workers are detached, with all
+// signals blocked; where no thread can be created the caller works alone; a forked child starts with an empty pool.
+// Threads take the parts of a call from one counter, and each part writes its own rows: results do not depend on the
+// number of threads.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +16,10 @@ enum class Outcome { done, interrupted, out_of_memory };
 // Below this much work a second thread does not pay: waking one that sleeps takes 60 to 170 us.
 constexpr double kParallelNs = 200e3;
 
-// More are never used, whatever is asked for.
+// The most threads that are used, whatever is asked for; as in fastssd/backends/threads.py.
 constexpr int kMostThreads = 1024;
 
-// Asked every 50 ms or so on the thread that called parallel_for, while it works; true cancels the call.
+// Called about every 50 ms on the thread that called parallel_for, while it works; true cancels the call.
 using InterruptCheck = bool (*)();
 void set_interrupt_check(InterruptCheck check);
 

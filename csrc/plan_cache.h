@@ -1,6 +1,6 @@
-// Anchors are the same in call after call, and arranging them (support/anchor_index.h) costs more than matching does:
-// plans are kept. A plan is found by the content of the anchors, compared whole with a copy of them, so it does not
-// matter who holds the array, whether it was written to since, or what lies at its address now. Knows no Python.
+// Anchors are the same in call after call, and to arrange them (geometry/anchor_index.h) costs more than to match: so
+// plans are kept. A plan is found by the content of the anchors, which are all compared with a copy. So the address of
+// the array does not matter, and an array that was written to is another set of anchors. Knows no Python.
 #pragma once
 
 #include <algorithm>
@@ -14,21 +14,21 @@
 
 namespace fastssd {
 
-// How far boxes [N, 4] are in order, each including the one before.
-enum class Boxes { odd, finite, solid };  // anything; all finite; all of positive width and height too
+// What is true of all boxes [N, 4]; each includes the one before: nothing; finite; of positive width and height.
+enum class BoxQuality { any, finite, positive };
 
 template <typename T>
-Boxes look_at(const T* boxes, int64_t n) {
-    bool finite = true, solid = true;
+BoxQuality quality_of(const T* boxes, int64_t n) {
+    bool finite = true, positive = true;
     for (int64_t i = 0; i < n; ++i) {
         const T* const box = boxes + 4 * i;
         finite &= ((box[0] - box[0]) + (box[1] - box[1])) + ((box[2] - box[2]) + (box[3] - box[3])) == T(0);
-        solid &= (box[2] > box[0]) & (box[3] > box[1]);
+        positive &= (box[2] > box[0]) & (box[3] > box[1]);
     }
-    return !finite ? Boxes::odd : solid ? Boxes::solid : Boxes::finite;
+    return !finite ? BoxQuality::any : positive ? BoxQuality::positive : BoxQuality::finite;
 }
 
-// A hash of the number of boxes [N, 4] and of some of them, spread over all: sets with equal marks are worth comparing.
+// A hash of the number of boxes [N, 4] and of a sample of them: only sets with equal marks need a comparison.
 template <typename T>
 uint64_t mark_of(const T* boxes, int64_t n) {
     constexpr int64_t kSome = 32;
@@ -44,12 +44,11 @@ uint64_t mark_of(const T* boxes, int64_t n) {
     return mark;
 }
 
-// A plan and a copy of the anchors [A, 4], which it is made of. Nobody changes it once it is made.
+// A plan and the copy of the anchors [A, 4] that it was made from. Never changed once it is made.
 template <typename T>
 class AnchorPlan {
   public:
-    // Of the caller's memory, which another thread may write to, only the copy is taken: what is known of the anchors
-    // and what is planned is of the copy.
+    // Another thread may write to the caller's memory: it is only copied, and all else is computed from the copy.
     AnchorPlan(uint64_t mark, const T* anchors, int64_t num_anchors, int64_t plan_bytes)
         : mark_(mark),
           num_anchors_(num_anchors),
@@ -57,13 +56,13 @@ class AnchorPlan {
           anchors_(new T[static_cast<std::size_t>(4 * num_anchors)]),
           plan_(allocate(plan_bytes)) {
         if (num_anchors > 0) std::memcpy(anchors_.get(), anchors, anchor_bytes());
-        looks_ = look_at(anchors_.get(), num_anchors);
+        quality_ = quality_of(anchors_.get(), num_anchors);
     }
 
     void* data() const { return plan_.get(); }
     const T* anchors() const { return anchors_.get(); }
     uint64_t mark() const { return mark_; }
-    Boxes looks() const { return looks_; }
+    BoxQuality quality() const { return quality_; }
     int64_t bytes() const { return plan_bytes_ + static_cast<int64_t>(anchor_bytes() + sizeof(AnchorPlan)); }
 
     bool is_of(const T* anchors, int64_t num_anchors) const {
@@ -80,15 +79,15 @@ class AnchorPlan {
     static void* allocate(int64_t bytes) { return ::operator new(static_cast<std::size_t>(bytes), kAlign); }
     std::size_t anchor_bytes() const { return static_cast<std::size_t>(4 * num_anchors_) * sizeof(T); }
 
-    uint64_t mark_;  // of what the caller's memory was when it was looked for
+    uint64_t mark_;  // of the caller's memory, before it was copied
     int64_t num_anchors_, plan_bytes_;
     std::unique_ptr<T[]> anchors_;
     std::unique_ptr<void, Free> plan_;
-    Boxes looks_;
+    BoxQuality quality_;
 };
 
-// Plans, up to a number of them and of bytes. For any number of threads: the mutex is held for a look at the list,
-// never while anchors are compared, a plan is made or its memory given back, or Python is asked.
+// Plans, up to a number of them and of bytes. For any number of threads: the mutex is held while the list is read or
+// changed, never while anchors are compared, a plan is made or freed, or Python code runs.
 template <typename T>
 class PlanCache {
   public:
@@ -97,7 +96,7 @@ class PlanCache {
     static constexpr std::size_t kMost = 64;
     static constexpr int64_t kMostBytes = int64_t(1) << 27;  // 7 sets of 2^18 float32 anchors
 
-    // The plans of anchors with this mark: none, or nearly always one.
+    // The plans of anchors with this mark: none or one, and hardly ever more.
     std::vector<Entry> alike(uint64_t mark) {
         std::vector<Entry> found;
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -107,15 +106,15 @@ class PlanCache {
         return found;
     }
 
-    // Where there is no room, others leave. Which ones is left to chance: if it were the one not used for longest,
-    // sets that are used in turn and do not all fit would each leave just before they are wanted.
+    // Where there is no room, random plans leave. If the least recently used plan left, then of sets that are used in
+    // turn and do not all fit, each would leave just before it is needed.
     void add(const Entry& plan) {
         if (plan->bytes() > kMostBytes) return;
-        std::vector<Kept> leaving;  // given back after the mutex
+        std::vector<Kept> leaving;  // freed after the mutex is released
         const std::lock_guard<std::mutex> lock(mutex_);
         while (kept_.size() == kMost || bytes_ + plan->bytes() > kMostBytes) {
-            chance_ = chance_ * 6364136223846793005u + 1442695040888963407u;
-            std::swap(kept_[static_cast<std::size_t>(chance_ >> 33) % kept_.size()], kept_.back());
+            random_ = random_ * 6364136223846793005u + 1442695040888963407u;
+            std::swap(kept_[static_cast<std::size_t>(random_ >> 33) % kept_.size()], kept_.back());
             leaving.push_back(kept_.back());
             kept_.pop_back();
             bytes_ -= leaving.back().plan->bytes();
@@ -124,7 +123,7 @@ class PlanCache {
         bytes_ += plan->bytes();
     }
 
-    // Around a fork, so that the child does not begin with a mutex that is held by a thread that it does not have.
+    // Around a fork, so that the child does not start with a mutex that is locked by a thread which it does not have.
     void lock() { mutex_.lock(); }
     void unlock() { mutex_.unlock(); }
 
@@ -138,7 +137,7 @@ class PlanCache {
     // Under the mutex:
     std::vector<Kept> kept_;
     int64_t bytes_ = 0;
-    uint64_t chance_ = 1;
+    uint64_t random_ = 1;
 };
 
 }  // namespace fastssd

@@ -1,9 +1,6 @@
-// A NumPy array that a face hands to a kernel. The face has validated it: what is checked here is only what would
-// otherwise crash.
+// A NumPy array that an operator in fastssd/ops passes to a kernel. Python has validated it: here is checked only what
+// would otherwise crash.
 #pragma once
-
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -13,9 +10,11 @@
 #include <type_traits>
 #include <vector>
 
-#include "bindings/operand.h"
+#include "bindings/numpy.h"
 
 namespace fastssd {
+
+using namespace py::literals;  // "name"_a
 
 constexpr int64_t kAny = -1;
 
@@ -86,12 +85,8 @@ auto with_float(const Array& array, const Fn& fn) {
     array.as<double>();
     return fn(double());
 }
-template <typename Fn>
-auto with_float(const Operand& operand, const Fn& fn) {
-    return operand.type() == Operand::Type::float32 ? fn(float()) : fn(double());
-}
 
-// a * b of lengths, or kTooMany, which no array is as long as.
+// a * b of lengths, or kTooMany, which is the length of no array.
 constexpr int64_t kTooMany = -2;
 inline int64_t product(int64_t a, int64_t b) {
     if (a == 0 || b == 0) return 0;
@@ -103,19 +98,19 @@ inline int64_t check_count(const char* name, int64_t count) {
     return count;
 }
 
-// `value`, of which kernels make whole numbers. NaN and numbers under 0 are errors.
+// For numbers that kernels convert to integers: NaN and negative numbers are errors.
 template <typename T>
 void check_not_negative(const char* name, T value) {
     if (!(value >= 0)) throw py::value_error(std::string(name) + ": expected no negative number");
 }
 
-// A copy of the offsets [B + 1], which index memory: nobody else can change it while a kernel runs.
+// A copy of the offsets [B + 1], because they index memory and another thread may write to the array.
 inline std::vector<int64_t> checked_offsets(const Array& array, int64_t total) {
     const int64_t* const given = array.as<int64_t>();
     std::vector<int64_t> offsets(given, given + array.size(0));
     if (offsets.empty() || offsets.front() != 0 || offsets.back() != total ||
         !std::is_sorted(offsets.begin(), offsets.end())) {
-        throw py::value_error("offsets: expected to rise from 0 to the number of ground truths");
+        throw py::value_error("offsets: expected to rise from 0 to the number of ground-truth boxes");
     }
     return offsets;
 }

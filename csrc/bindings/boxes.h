@@ -11,9 +11,7 @@ inline void box_area(py::handle boxes_, py::handle out_) {
     const Array out = output("out", out_, {n});
     with_float(boxes, [&](auto zero) {
         using T = decltype(zero);
-        const T* const from = boxes.as<T>();
-        T* const to = out.as<T>();
-        launch(n, 2, [&](int64_t begin, int64_t end) { kernels->of(zero).box_area(from, begin, end, to); });
+        launch(kernels->of(zero).box_area, BoxAreaTask<T>{boxes.as<T>(), out.as<T>()}, n, 2);
     });
 }
 
@@ -23,11 +21,8 @@ inline void box_convert(py::handle boxes_, int in_fmt, int out_fmt, py::handle o
     const Array out = output("out", out_, {n, 4});
     with_float(boxes, [&](auto zero) {
         using T = decltype(zero);
-        const T* const from = boxes.as<T>();
-        T* const to = out.as<T>();
-        launch(n, 3, [&](int64_t begin, int64_t end) {
-            kernels->of(zero).box_convert(from, BoxFormat{in_fmt}, BoxFormat{out_fmt}, begin, end, to);
-        });
+        const BoxConvertTask<T> task{boxes.as<T>(), BoxFormat{in_fmt}, BoxFormat{out_fmt}, out.as<T>()};
+        launch(kernels->of(zero).box_convert, task, n, 3);
     });
 }
 
@@ -37,25 +32,27 @@ inline void clip_boxes_to_image(py::handle boxes_, double height, double width, 
     const Array out = output("out", out_, {n, 4});
     with_float(boxes, [&](auto zero) {
         using T = decltype(zero);
-        const T* const from = boxes.as<T>();
-        T* const to = out.as<T>();
-        launch(n, 2, [&](int64_t begin, int64_t end) {
-            kernels->of(zero).clip_boxes_to_image(from, static_cast<T>(height), static_cast<T>(width), begin, end, to);
-        });
+        const ClipBoxesToImageTask<T> task{boxes.as<T>(), height, width, out.as<T>()};
+        launch(kernels->of(zero).clip_boxes_to_image, task, n, 2);
     });
 }
 
 inline int64_t remove_small_boxes(py::handle boxes_, double min_size, py::handle keep_) {
     const Array boxes = input("boxes", boxes_, {kAny, 4});
     const int64_t n = boxes.size(0);
-    int64_t* const keep = output("keep", keep_, {n}).as<int64_t>();
-    int64_t kept = 0;
-    with_float(boxes, [&](auto zero) {
+    const Array keep = output("keep", keep_, {n});
+    return with_float(boxes, [&](auto zero) {
         using T = decltype(zero);
-        const T* const from = boxes.as<T>();
-        launch(static_cast<double>(n), [&] { kept = kernels->of(zero).remove_small_boxes(from, n, min_size, keep); });
+        const RemoveSmallBoxesTask<T> task{boxes.as<T>(), n, min_size, keep.as<int64_t>()};
+        return launch(kernels->of(zero).remove_small_boxes, task, static_cast<double>(n));
     });
-    return kept;
+}
+
+inline void register_boxes(py::module_& m) {
+    m.def("box_area", box_area, "boxes"_a, "out"_a);
+    m.def("box_convert", box_convert, "boxes"_a, "in_fmt"_a, "out_fmt"_a, "out"_a);
+    m.def("clip_boxes_to_image", clip_boxes_to_image, "boxes"_a, "height"_a, "width"_a, "out"_a);
+    m.def("remove_small_boxes", remove_small_boxes, "boxes"_a, "min_size"_a, "keep"_a);
 }
 
 }  // namespace fastssd

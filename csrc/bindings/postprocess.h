@@ -23,27 +23,32 @@ inline void postprocess_detections(py::handle logits_, py::handle deltas_, py::h
                 counts = output("counts", counts_, {batch});
     with_float(logits, [&](auto zero) {
         using T = decltype(zero);
-        const PostprocessTask<T> task{logits.as<T>(),
-                                      deltas.as<T>(),
-                                      anchors.as<T>(),
-                                      num_anchors,
-                                      num_classes,
-                                      room,
-                                      score_threshold,
-                                      iou_threshold,
-                                      topk,
-                                      clip_height,
-                                      clip_width,
-                                      Activation{activation},
-                                      {center_variance, size_variance},
-                                      boxes.as<T>(),
-                                      scores.as<T>(),
-                                      labels.as<int64_t>(),
-                                      anchor_idx.as<int64_t>(),
-                                      counts.as<int64_t>()};
-        launch(batch, static_cast<double>(num_anchors * num_classes),
-               [&](int64_t begin, int64_t end) { kernels->of(zero).postprocess_detections(task, begin, end); });
+        const PostprocessDetectionsTask<T> task{logits.as<T>(),
+                                                deltas.as<T>(),
+                                                anchors.as<T>(),
+                                                num_anchors,
+                                                num_classes,
+                                                room,
+                                                score_threshold,
+                                                iou_threshold,
+                                                topk,
+                                                clip_height,
+                                                clip_width,
+                                                Activation{activation},
+                                                {center_variance, size_variance},
+                                                boxes.as<T>(),
+                                                scores.as<T>(),
+                                                labels.as<int64_t>(),
+                                                anchor_idx.as<int64_t>(),
+                                                counts.as<int64_t>()};
+        launch(kernels->of(zero).postprocess_detections, task, batch, static_cast<double>(num_anchors * num_classes));
     });
+}
+
+inline void register_postprocess(py::module_& m) {
+    m.def("postprocess_detections", postprocess_detections, "logits"_a, "deltas"_a, "anchors"_a, "score_threshold"_a,
+          "iou_threshold"_a, "topk"_a, "clip_height"_a, "clip_width"_a, "activation"_a, "center_variance"_a,
+          "size_variance"_a, "boxes"_a, "scores"_a, "labels"_a, "anchor_idx"_a, "counts"_a);
 }
 
 }  // namespace fastssd

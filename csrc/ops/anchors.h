@@ -2,17 +2,19 @@
 // the nearest to the true ones.
 #pragma once
 
-#include "dispatch.h"
-#include "ops/boxes.h"
-#include "support/math.h"
+#include "geometry/box.h"
+#include "tasks.h"
 
 namespace fastssd::FASTSSD_ISA {
 
 template <typename T>
-void grid_anchors(int64_t height, int64_t width, const double* shapes, int64_t num_shapes, const double* scale,
-                  bool clip_to_image, int64_t begin, int64_t end, T* out) {
-    const auto place = [clip_to_image](double x) { return clip_to_image ? clip(x, 1.0) : x; };
-    T* to = out + 4 * begin * width * num_shapes;
+void grid_anchors(const GridAnchorsTask<T>& task, int64_t begin, int64_t end) {
+    const int64_t height = task.height, width = task.width, num_shapes = task.num_shapes;
+    const double* const shapes = task.shapes;
+    const double* const scale = task.scale;
+    const bool clips = task.clip;
+    const auto place = [clips](double x) { return clips ? clip(x, 1.0) : x; };
+    T* to = task.out + 4 * begin * width * num_shapes;
     for (int64_t row = begin; row < end; ++row) {
         const double cy = (static_cast<double>(row) + 0.5) / static_cast<double>(height);
         for (int64_t column = 0; column < width; ++column) {

@@ -1,58 +1,24 @@
-// Areas, formats, clipping, removal of small boxes. One pass over the boxes; the area carries what later steps need to
-// know: 0 says degenerate and NaN says non-finite, so that no IoU has to look at coordinates again.
+// Areas, formats, clipping, removal of small boxes: one pass over the boxes each.
 #pragma once
 
-#include "dispatch.h"
+#include "geometry/box.h"
 #include "support/math.h"
+#include "tasks.h"
 
 namespace fastssd::FASTSSD_ISA {
 
 template <typename T>
-FASTSSD_INLINE T area_of(T x1, T y1, T x2, T y2) {
-    const T width = x2 - x1, height = y2 - y1;
-    const T area = width > T(0) && height > T(0) ? width * height : T(0);
-    return area + nan_unless_finite(x1, y1, x2, y2);
-}
-
-template <typename T>
-FASTSSD_INLINE T area_of(const T* box) {
-    return area_of(box[0], box[1], box[2], box[3]);
-}
-
-// Boxes by coordinate, with their areas: what vectorised loops read. Views of one block of kColumns * n numbers.
-template <typename T>
-struct BoxColumns {
-    static constexpr int64_t kColumns = 5;
-
-    T *x1, *y1, *x2, *y2, *area;
-
-    BoxColumns(T* block, int64_t n)
-        : x1(block), y1(block + n), x2(block + 2 * n), y2(block + 3 * n), area(block + 4 * n) {}
-
-    FASTSSD_INLINE void set(int64_t i, const T* box) {
-        x1[i] = box[0];
-        y1[i] = box[1];
-        x2[i] = box[2];
-        y2[i] = box[3];
-        area[i] = area_of(box);
-    }
-
-    FASTSSD_INLINE void copy(int64_t to, int64_t from) {
-        x1[to] = x1[from];
-        y1[to] = y1[from];
-        x2[to] = x2[from];
-        y2[to] = y2[from];
-        area[to] = area[from];
-    }
-};
-
-template <typename T>
-void box_area(const T* boxes, int64_t begin, int64_t end, T* out) {
+void box_area(const BoxAreaTask<T>& task, int64_t begin, int64_t end) {
+    const T* const boxes = task.boxes;
+    T* const out = task.out;
     for (int64_t i = begin; i < end; ++i) out[i] = area_of(boxes + 4 * i);
 }
 
 template <typename T>
-void box_convert(const T* boxes, BoxFormat in_fmt, BoxFormat out_fmt, int64_t begin, int64_t end, T* out) {
+void box_convert(const BoxConvertTask<T>& task, int64_t begin, int64_t end) {
+    const T* const boxes = task.boxes;
+    T* const out = task.out;
+    const BoxFormat in_fmt = task.in_fmt, out_fmt = task.out_fmt;
     for (int64_t i = begin; i < end; ++i) {
         const T a = boxes[4 * i], b = boxes[4 * i + 1], c = boxes[4 * i + 2], d = boxes[4 * i + 3];
         T* const to = out + 4 * i;
@@ -76,15 +42,11 @@ void box_convert(const T* boxes, BoxFormat in_fmt, BoxFormat out_fmt, int64_t be
     }
 }
 
-// To [0, limit]; NaN stays NaN.
 template <typename T>
-T clip(T x, T limit) {
-    const T above = x < T(0) ? T(0) : x;
-    return above > limit ? limit : above;
-}
-
-template <typename T>
-void clip_boxes_to_image(const T* boxes, T height, T width, int64_t begin, int64_t end, T* out) {
+void clip_boxes_to_image(const ClipBoxesToImageTask<T>& task, int64_t begin, int64_t end) {
+    const T* const boxes = task.boxes;
+    T* const out = task.out;
+    const T height = static_cast<T>(task.height), width = static_cast<T>(task.width);
     for (int64_t i = 4 * begin; i < 4 * end; i += 2) {
         out[i] = clip(boxes[i], width);
         out[i + 1] = clip(boxes[i + 1], height);
@@ -92,12 +54,12 @@ void clip_boxes_to_image(const T* boxes, T height, T width, int64_t begin, int64
 }
 
 template <typename T>
-int64_t remove_small_boxes(const T* boxes, int64_t n, double min_size, int64_t* keep) {
-    const T limit = round_up(T(), min_size);
+int64_t remove_small_boxes(const RemoveSmallBoxesTask<T>& task) {
+    const T limit = round_up(T(), task.min_size);
     int64_t kept = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        const T* const box = boxes + 4 * i;
-        keep[kept] = i;
+    for (int64_t i = 0; i < task.n; ++i) {
+        const T* const box = task.boxes + 4 * i;
+        task.keep[kept] = i;
         kept += static_cast<int64_t>((box[2] - box[0] >= limit) & (box[3] - box[1] >= limit));
     }
     return kept;

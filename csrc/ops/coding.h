@@ -1,9 +1,9 @@
 // Boxes as deltas from anchors and back (SSD paper, equation 2), each box in one step.
 #pragma once
 
-#include "dispatch.h"
 #include "support/exp.h"
 #include "support/math.h"
+#include "tasks.h"
 
 namespace fastssd::FASTSSD_ISA {
 
@@ -44,18 +44,22 @@ void decode(const T* deltas, const T* anchor_xyxy, T center_variance, T size_var
 }
 
 template <typename T>
-void encode_boxes(const T* boxes, const T* anchors, int64_t num_anchors, Variances variances, int64_t begin,
-                  int64_t end, T* out) {
-    const T center = static_cast<T>(variances.center), size = static_cast<T>(variances.size);
+void encode_boxes(const CodingTask<T>& task, int64_t begin, int64_t end) {
+    const T *const boxes = task.boxes_or_deltas, *const anchors = task.anchors;
+    T* const out = task.out;
+    const int64_t num_anchors = task.num_anchors;
+    const T center = static_cast<T>(task.variances.center), size = static_cast<T>(task.variances.size);
     for (int64_t i = begin; i < end; ++i) {
         encode(boxes + 4 * i, anchors + 4 * (i % num_anchors), center, size, out + 4 * i);
     }
 }
 
 template <typename T>
-void decode_boxes(const T* deltas, const T* anchors, int64_t num_anchors, Variances variances, int64_t begin,
-                  int64_t end, T* out) {
-    const T center = static_cast<T>(variances.center), size = static_cast<T>(variances.size);
+void decode_boxes(const CodingTask<T>& task, int64_t begin, int64_t end) {
+    const T *const deltas = task.boxes_or_deltas, *const anchors = task.anchors;
+    T* const out = task.out;
+    const int64_t num_anchors = task.num_anchors;
+    const T center = static_cast<T>(task.variances.center), size = static_cast<T>(task.variances.size);
     for (int64_t i = begin; i < end; ++i) {
         decode(deltas + 4 * i, anchors + 4 * (i % num_anchors), center, size, out + 4 * i);
     }

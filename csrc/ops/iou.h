@@ -1,50 +1,29 @@
-// IoU of every pair and its relatives. boxes2 is turned into columns, a tile at a time that stays in the first-level
-// cache; each row of boxes1 then runs over the tile in one vectorised loop. Non-finite boxes need no branch: their area
-// is NaN, which makes the union NaN, and a union that is not positive gives IoU 0. The plain IoU is bound by the
-// processor's ports rather than by its division or by memory, so it has a tile of its own that spares instructions:
-// what overlaps nothing is replaced beforehand, and corners are compared as integers, for which more ports are made.
+// IoU of every pair and its relatives. boxes2 is turned into columns, one tile after the other, each small enough for
+// the first-level cache; each row of boxes1 is then compared with the tile in one vectorised loop. Boxes that are not
+// finite need no branch: their area is NaN, so the union is NaN, and a union that is not positive gives IoU 0. The
+// limit of the plain IoU is the number of the processor's ports, not division or memory. So it has a tile of its own
+// that saves instructions: boxes that overlap nothing are replaced beforehand, and corners are compared as integers,
+// which more ports can do.
 //
 // Sources: IoU as torchvision computes it; GIoU arXiv:1902.09630; DIoU and CIoU arXiv:1911.08287.
 #pragma once
 
-#include "dispatch.h"
-#include "ops/boxes.h"
+#include "geometry/box.h"
 #include "support/math.h"
 #include "support/order.h"
+#include "support/simd.h"
+#include "tasks.h"
 
 namespace fastssd::FASTSSD_ISA {
 
-template <typename T>
-struct Box {
-    T x1, y1, x2, y2, area;
-
-    FASTSSD_INLINE Box(T left, T top, T right, T bottom, T its_area)
-        : x1(left), y1(top), x2(right), y2(bottom), area(its_area) {}
-    FASTSSD_INLINE explicit Box(const T* box) : x1(box[0]), y1(box[1]), x2(box[2]), y2(box[3]), area(area_of(box)) {}
-    FASTSSD_INLINE Box(const BoxColumns<T>& boxes, int64_t i)
-        : x1(boxes.x1[i]), y1(boxes.y1[i]), x2(boxes.x2[i]), y2(boxes.y2[i]), area(boxes.area[i]) {}
-};
-
-template <typename T>
-FASTSSD_INLINE T intersection(const Box<T>& a, const Box<T>& b) {
-    return positive_part(smaller(a.x2, b.x2) - larger(a.x1, b.x1)) *
-           positive_part(smaller(a.y2, b.y2) - larger(a.y1, b.y1));
-}
-
-template <typename T>
-FASTSSD_INLINE T iou_of(const Box<T>& a, const Box<T>& b) {
-    const T inter = intersection(a, b);
-    const T sum = a.area + b.area - inter;
-    return sum > T(0) ? inter / sum : T(0);
-}
-
-// -1, a box infinitely far away, where either is not finite. `areas` is the sum of the two, NaN just there.
+// -1, as for a box infinitely far away, where one of the two is not finite. `areas` is the sum of the two areas, which
+// is NaN exactly there.
 template <typename T>
 T far_unless_finite(T areas, T value) {
     return areas == areas ? value : T(-1);
 }
 
-// The measures. `trait` is what a measure wants to know of a single box, computed once instead of in every pair.
+// The measures. `trait` is what a measure needs of a single box, computed once and not for every pair.
 
 struct PlainIou {
     template <typename T>
@@ -105,26 +84,18 @@ struct CompleteIou {
     }
 };
 
-#if defined(__AVX512F__)
-constexpr int64_t kVectorBytes = 64;
-#elif defined(__AVX__)
-constexpr int64_t kVectorBytes = 32;
-#else
-constexpr int64_t kVectorBytes = 16;
-#endif
-
-// Some columns of boxes2. Long, so that rows of the output are written in long stretches (a jump from page to page
-// every 1 kB costs more than all arithmetic), and short enough for the first-level cache.
+// Some columns of boxes2. Many, so that rows of the output are written in long stretches (a jump to another page every
+// 1 kB costs more than all arithmetic), but few enough for the first-level cache.
 template <typename T>
 struct TileColumns {
     static constexpr int64_t kSize = 4096 / static_cast<int64_t>(sizeof(T));
-    static constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(T));
+    static constexpr int64_t kLanes = kVectorBytes / sizeof(T);
 
     T block[BoxColumns<T>::kColumns * kSize];
-    int64_t padded;  // the size filled up to whole vectors, which is what measure() writes
+    int64_t padded;  // the size rounded up to whole vectors, which is what measure() writes
 
     static int64_t whole_vectors(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
-    int64_t size() const { return padded / kLanes * kLanes; }  // tells the compiler that no rest is left
+    int64_t size() const { return padded / kLanes * kLanes; }  // tells the compiler that nothing is left over
     BoxColumns<T> columns() { return BoxColumns<T>(block, kSize); }
 };
 
@@ -179,8 +150,8 @@ class Tile<PlainIou, T> : public TileColumns<T> {
     }
 
   private:
-    // The box, or one of no extent and of area 1 where the IoU with any is 0 (no area, an infinite one, not finite): so
-    // neither the intersection nor the quotient of a pair is NaN or needs another look. Without -0.
+    // The box; or a box without extent and of area 1 where every IoU is 0 (the area is 0, infinite or NaN). So neither
+    // the intersection nor the quotient of a pair is NaN or needs a check. Never holds -0.
     static FASTSSD_INLINE Box<T> regular(const T* from) {
         Box<T> box(from);
         const bool counts = (box.area > T(0)) & (box.area < kInf<T>);
@@ -207,7 +178,10 @@ class Tile<PlainIou, T> : public TileColumns<T> {
 };
 
 template <typename Measure, typename T>
-void pairwise(const T* boxes1, const T* boxes2, int64_t n, int64_t m, int64_t begin, int64_t end, T* out) {
+void pairwise(const PairwiseTask<T>& task, int64_t begin, int64_t end) {
+    const T *const boxes1 = task.boxes1, *const boxes2 = task.boxes2;
+    T* const out = task.out;
+    const int64_t n = task.n, m = task.m;
     Tile<Measure, T> tile;
     for (int64_t row = begin; row < end;) {
         const int64_t batch = row / n;
@@ -216,8 +190,8 @@ void pairwise(const T* boxes1, const T* boxes2, int64_t n, int64_t m, int64_t be
             const int64_t size = smaller(tile.kSize, m - start);
             tile.load(boxes2 + 4 * (batch * m + start), size);
             for (int64_t i = row; i < stop; ++i) {
-                // Whole vectors: the first columns of the rows to come may be written over, unless they are another
-                // tile's. Else what is too much is cut off.
+                // Whole vectors are written. What is too much may land in the rows that follow, which are written
+                // later, but not in columns of another tile: there, and at the end, it is cut off.
                 T* const to = out + i * m + start;
                 const T* const room = size < m ? to + size : out + end * m;
                 if (room - to >= tile.padded) {
@@ -234,7 +208,26 @@ void pairwise(const T* boxes1, const T* boxes2, int64_t n, int64_t m, int64_t be
 }
 
 template <typename T>
-void paired_box_iou(const T* boxes1, const T* boxes2, int64_t begin, int64_t end, T* out) {
+void box_iou(const PairwiseTask<T>& task, int64_t begin, int64_t end) {
+    pairwise<PlainIou>(task, begin, end);
+}
+template <typename T>
+void generalized_box_iou(const PairwiseTask<T>& task, int64_t begin, int64_t end) {
+    pairwise<GeneralizedIou>(task, begin, end);
+}
+template <typename T>
+void distance_box_iou(const PairwiseTask<T>& task, int64_t begin, int64_t end) {
+    pairwise<DistanceIou>(task, begin, end);
+}
+template <typename T>
+void complete_box_iou(const PairwiseTask<T>& task, int64_t begin, int64_t end) {
+    pairwise<CompleteIou>(task, begin, end);
+}
+
+template <typename T>
+void paired_box_iou(const PairedTask<T>& task, int64_t begin, int64_t end) {
+    const T *const boxes1 = task.boxes1, *const boxes2 = task.boxes2;
+    T* const out = task.out;
     for (int64_t i = begin; i < end; ++i) out[i] = iou_of(Box<T>(boxes1 + 4 * i), Box<T>(boxes2 + 4 * i));
 }
 

@@ -1,23 +1,23 @@
-// Hard negative mining. Losses become signed keys that order as the losses do, with NaN above all and what may not be
-// mined below all. Each group of some eight anchors is represented by its largest key; of the groups, those that about
-// k of them reach are found by bisection (support/select.h), and only their members are looked at: whatever belongs to
-// the k largest keys is among them. Bisection among these gives the k-th largest key exactly. What reaches it is mined;
-// where equals are too many, the first of them.
+// Hard negative mining of k anchors. Losses become signed keys in the same order, with NaN above all and anchors that
+// may not be mined below all. Each group of a few anchors is represented by its largest key. Bisection
+// (support/select.h) finds a bound that about k groups reach, and only the members of these groups are looked at: the k
+// largest keys are all among them. Bisection among the members gives the k-th largest key exactly. Anchors that reach
+// it are mined; where too many are equal to it, the first of them.
 //
 // Source: SSD paper, section 2.2, "Hard negative mining".
 #pragma once
 
-#include "dispatch.h"
 #include "support/buffer.h"
-#include "support/lanes.h"
 #include "support/math.h"
 #include "support/poll.h"
 #include "support/select.h"
+#include "support/simd.h"
+#include "tasks.h"
 
 namespace fastssd::FASTSSD_ISA {
 
-// How many negatives are to be mined, if there are so many: max(ceil(ratio * positives), least), never above n. Without
-// positives the ratio asks for none, be it infinite.
+// How many negatives to mine, if there are so many: max(ceil(ratio * positives), least), at most n. Without positives
+// the ratio asks for none, even where it is infinite.
 inline int64_t wanted_negatives(double ratio, int64_t positives, int64_t least, int64_t n) {
     const double asked = positives > 0 ? smaller(ratio * static_cast<double>(positives), static_cast<double>(n)) : 0;
     return smaller(larger(static_cast<int64_t>(std::ceil(asked)), least), n);
@@ -66,7 +66,7 @@ class Miner {
         return (key & ~barred) | (kLowest & barred);
     }
 
-    // In bytes as long as they cannot overflow.
+    // Counted in bytes, in parts so short that no byte overflows.
     int64_t count_positives() const {
         constexpr int64_t kBytes = 64, kMost = 255;
         int64_t positives = 0, a = 0;
@@ -82,7 +82,8 @@ class Miner {
         return positives;
     }
 
-    // Keys and anchors that hold the `wanted` largest keys (all that may be mined, if they are fewer), and few others.
+    // Collects anchors with their keys: the `wanted` largest (all that may be mined, if they are fewer), and few
+    // others. Returns how many.
     int64_t collect(int64_t wanted) {
         // A group is a lane of `size` consecutive rows of kLanes anchors.
         int64_t size = kMostRows;
@@ -93,8 +94,8 @@ class Miner {
             const int64_t used = smaller(stride, n_ - begin);
             for (int64_t i = 0; i < used; ++i) block[i] = key_of(loss_[begin + i], positive_[begin + i]);
             for (int64_t i = used; i < stride; ++i) block[i] = kLowest;
-            Lanes<Key> most(block);
-            for (int64_t i = kLanes; i < stride; i += kLanes) most = larger(Lanes<Key>(block + i), most);
+            Lanes<Key> most = Lanes<Key>::load(block);
+            for (int64_t i = kLanes; i < stride; i += kLanes) most = larger(Lanes<Key>::load(block + i), most);
             most.store(groups_.data() + begin / size);
         }
         const Key bound = bound_of_largest(groups_.data(), num_groups, wanted, wanted + wanted / 8, kLowest + 1);
@@ -137,13 +138,12 @@ class Miner {
 };
 
 template <typename T>
-void mine_hard_negatives(const T* loss, const bool* positive, int64_t num_anchors, double neg_pos_ratio,
-                         int64_t min_negatives, int64_t begin, int64_t end, bool* out) {
-    Miner<T> miner(num_anchors);
+void mine_hard_negatives(const MineHardNegativesTask<T>& task, int64_t begin, int64_t end) {
+    Miner<T> miner(task.num_anchors);
     Pacer pacer;
-    for (int64_t row = begin; row < end && !pacer.cancelled(num_anchors); ++row) {
-        const int64_t first = row * num_anchors;
-        miner.run(loss + first, positive + first, neg_pos_ratio, min_negatives, out + first);
+    for (int64_t image = begin; image < end && !pacer.cancelled(task.num_anchors); ++image) {
+        const int64_t first = image * task.num_anchors;
+        miner.run(task.loss + first, task.positive + first, task.neg_pos_ratio, task.min_negatives, task.out + first);
     }
 }
 

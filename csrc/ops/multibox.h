@@ -1,51 +1,53 @@
-// Cross entropy over positives and mined negatives, and its gradient. Hardly a row is selected, so hardly a row is
-// given its exact loss. What a background row loses rises with its odds, the sum of exp(logit - background's logit)
-// over the foreground; one pass over the logits takes these odds roughly, with an exponential of five operations that
-// is too large by up to 6.2 %. Rows whose odds lie so far below the k-th largest that they cannot be among the k
-// hardest are done with. The few others and the positives are listed; they get their loss, Miner chooses among them,
-// and what it chose is summed in order of the anchors. The gradient is a fill with zeros but for the selected rows.
+// Cross entropy over positives and mined negatives, and its gradient. A row is the logits of an anchor. Few rows are
+// selected, so the exact loss is computed for few rows. The loss of a background row rises with its odds, the sum of
+// exp(logit - background logit) over the foreground. One pass over the logits computes rough odds, with an exponential
+// of five operations that is too large by up to 6.2 %. Rows whose odds are so far below the k-th largest that they
+// cannot be among the k hardest are left out. The few others and the positives are listed and get their exact loss;
+// Miner chooses among them, and the losses that it chose are summed in the order of the anchors. The gradient is zero
+// but for the selected rows.
 //
 // Source: SSD paper, section 2.2, equation 1 and "Hard negative mining".
 #pragma once
 
 #include <type_traits>
 
-#include "dispatch.h"
 #include "ops/mining.h"
 #include "support/buffer.h"
 #include "support/exp.h"
-#include "support/lanes.h"
 #include "support/math.h"
 #include "support/poll.h"
 #include "support/prefetch.h"
 #include "support/select.h"
+#include "support/simd.h"
+#include "tasks.h"
 
 namespace fastssd::FASTSSD_ISA {
 
-FASTSSD_INLINE int32_t whole(float x) { return static_cast<int32_t>(x); }
+FASTSSD_INLINE int32_t to_integer(float x) { return static_cast<int32_t>(x); }
 #if defined(__GNUC__)
 template <typename Vector>
-FASTSSD_INLINE auto whole(Vector x) {
-    return __builtin_convertvector(x, decltype(x > x));  // a comparison gives a vector of whole numbers as wide
+FASTSSD_INLINE auto to_integer(Vector x) {
+    return __builtin_convertvector(x, decltype(x > x));  // a comparison gives integers of the same width
 }
 #endif
 
-// At least exp(x) and at most 1.062 exp(x) within [-87, 80], outside of which x counts as the nearer end, and NaN
-// as 80. The whole part of x / log(2) goes where a float has its exponent, the rest where it has its fraction. For
-// floats and for vectors of floats.
+// At least exp(x) and at most 1.062 exp(x) for x in [-87, 80]. Any other x counts as the nearer end, and NaN as 80. The
+// integer part of x / log(2) goes where a float has its exponent, the rest where it has its fraction. For floats and
+// for vectors of floats.
 template <typename Float>
 FASTSSD_INLINE Float rough_exp(Float x) {
     constexpr float kScale = 12102203.16f, kOne = 1065353216.0f;  // 2^23 / log(2), the bits of 1
     const Float least = Float{} - 87.0f, most = Float{} + 80.0f;
     x = x < most ? x : most;
     x = x > least ? x : least;
-    const auto bits = whole(x * kScale + kOne);
+    const auto bits = to_integer(x * kScale + kOne);
     static_assert(sizeof(bits) == sizeof(x));
     Float result;
     std::memcpy(&result, &bits, sizeof(result));
     return result;
 }
-constexpr float kRoughExcess = 1.07f, kRoughMost = 5e34f;  // some of it for rounding; just below exp(80)
+constexpr float kRoughExcess = 1.07f;  // 1.062, and some more for rounding
+constexpr float kRoughMost = 5e34f;    // just below exp(80)
 
 // The softmax of a row.
 template <typename T>
@@ -63,8 +65,8 @@ class Softmax {
         for (int64_t i = 0; i < width_; ++i) shifted[i] -= most;
         for (int64_t i = 0; i < width_; ++i) values[i] = exp_of(shifted[i]);
         for (int64_t i = n_; i < width_; ++i) values[i] = 0;  // NaN where all logits are -inf
-        Lanes<T> sums(T(0));
-        for (int64_t begin = 0; begin < width_; begin += kLanes) sums = sums + Lanes<T>(values + begin);
+        Lanes<T> sums = Lanes<T>::all(T(0));
+        for (int64_t begin = 0; begin < width_; begin += kLanes) sums = sums + Lanes<T>::load(values + begin);
         sum_ = sums.sum();
     }
 
@@ -81,7 +83,7 @@ class Softmax {
   private:
     static constexpr int64_t kLanes = Lanes<T>::kCount;
 
-    // Another thread may write to the labels after they were checked: whatever stands there, no other memory is used.
+    // Another thread may write to the labels after they were checked: any label gives a column of the row.
     int64_t column(int64_t label) const { return smaller(larger(label, int64_t(0)), n_ - 1); }
 
     const int64_t n_, width_;
@@ -92,7 +94,7 @@ class Softmax {
 template <typename T>
 class MultiboxLoss {
   public:
-    explicit MultiboxLoss(const MultiboxTask<T>& task)
+    explicit MultiboxLoss(const MultiboxCrossEntropyTask<T>& task)
         : task_(task),
           n_(task.num_anchors),
           num_classes_(task.num_classes),
@@ -137,7 +139,7 @@ class MultiboxLoss {
 
     // --- odds
 
-    // -1 for what may not be mined. False where nobody wants them any more.
+    // The odds of every row, -1 where it may not be mined. False where the call was cancelled.
     bool take_odds() {
         Pacer pacer;
         for (int64_t begin = 0; begin < n_; begin += kLanes) {
@@ -152,8 +154,8 @@ class MultiboxLoss {
             } else {
                 sum_across_rows(rows, count, sums);
             }
-            // Infinity where the sum is too large or not a number, which mining takes for the largest of losses, and
-            // where the background's logit is not finite.
+            // Infinity, which mining takes for the largest loss, where the sum is too large or NaN, or the background
+            // logit is not finite.
             for (int64_t i = 0; i < count; ++i) {
                 const T background = rows[i * num_classes_];
                 const float odds = sums[i] + static_cast<float>(background - background);
@@ -163,12 +165,12 @@ class MultiboxLoss {
         return true;
     }
 
-    // The lanes of all rows are stored before any are folded: else GCC folds each row's number by number.
+    // The lanes of all rows are stored before any are summed: else GCC sums each row number by number.
     void sum_along_rows(const T* rows, int64_t count, bool last, float* FASTSSD_RESTRICT sums) {
         for (int64_t r = 0; r < count; ++r) {
             const T* row = rows + r * num_classes_;
             prefetch_behind(row, num_classes_);
-            if (last && r + 1 == count) {  // its last block runs past the end of the row
+            if (last && r + 1 == count) {  // its last block would read past the end of the logits
                 std::memcpy(padded_.data(), row, static_cast<std::size_t>(num_classes_) * sizeof(T));
                 row = padded_.data();
             }
@@ -188,15 +190,15 @@ class MultiboxLoss {
     }
 
     FASTSSD_INLINE Lanes<float> lanes_of(const T* row) const {
-        const Lanes<T> background(row[0]);
+        const Lanes<T> background = Lanes<T>::all(row[0]);
         const auto terms = [&](int64_t column) {
-            const Lanes<T> distances = Lanes<T>(row + column) - background;
+            const Lanes<T> distances = Lanes<T>::load(row + column) - background;
             return as_floats(distances).each([](auto part) { return rough_exp(part); });
         };
-        Lanes<float> sums(0.0f);
+        Lanes<float> sums = Lanes<float>::all(0.0f);
         int64_t column = 1;
         for (; column + kLanes <= num_classes_; column += kLanes) sums = sums + terms(column);
-        return column < num_classes_ ? sums + terms(column) * Lanes<float>(counts_.data()) : sums;
+        return column < num_classes_ ? sums + terms(column) * Lanes<float>::load(counts_.data()) : sums;
     }
 
     static FASTSSD_INLINE Lanes<float> as_floats(const Lanes<T>& lanes) {
@@ -207,11 +209,11 @@ class MultiboxLoss {
             lanes.store(from);
             float to[kLanes];
             for (int64_t i = 0; i < kLanes; ++i) to[i] = static_cast<float>(from[i]);
-            return Lanes<float>(to);
+            return Lanes<float>::load(to);
         }
     }
 
-    // Rows that are shorter than the lanes stand side by side.
+    // For rows shorter than the lanes: one row in each lane.
     FASTSSD_INLINE void sum_across_rows(const T* rows, int64_t count, float* sums) const {
         for (int64_t c = 1; c < num_classes_; ++c) {
             float terms[kLanes];
@@ -223,7 +225,7 @@ class MultiboxLoss {
         }
     }
 
-    // --- what is listed
+    // --- the rows that are listed
 
     int64_t count_wanted() const {
         int64_t positives = 0;
@@ -231,7 +233,7 @@ class MultiboxLoss {
         return wanted_negatives(task_.neg_pos_ratio, positives, task_.min_negatives, n_);
     }
 
-    // Lists the positives and every negative that may be mined, with their losses. Returns how many they are.
+    // Lists the positives and every negative that mining may choose, with their losses. Returns how many.
     int64_t list(int64_t wanted) {
         const float least = wanted > 0 ? least_odds(wanted) : kInf<float>;
         int64_t found = 0;
@@ -252,8 +254,8 @@ class MultiboxLoss {
         return found;
     }
 
-    // What the odds of the `wanted` hardest rows all reach: the bound that enough rough odds reach, less what rough
-    // odds are too large by, and less what rounding can do to the loss that is the logarithm of 1 + odds.
+    // A bound that the odds of the `wanted` hardest rows all reach: a bound that enough rough odds reach, minus the
+    // excess of rough odds, minus the rounding of the loss, which is log(1 + odds).
     float least_odds(int64_t wanted) {
         std::memcpy(keys_.data(), odds_.data(), static_cast<std::size_t>(n_) * sizeof(float));  // in the same order
         const int32_t key = bound_of_largest(keys_.data(), n_, wanted, wanted + wanted / 8, 0);
@@ -265,45 +267,48 @@ class MultiboxLoss {
         return positive_part(bound / kRoughExcess - rounding * (1 + bound));
     }
 
-    const MultiboxTask<T>& task_;
+    const MultiboxCrossEntropyTask<T>& task_;
     const int64_t n_, num_classes_;
     const T* logits_ = nullptr;        // of the image
     const int64_t* labels_ = nullptr;  // of the image
     Buffer<float> lanes_;              // of kLanes rows
-    Buffer<float> counts_;             // of the lanes of a row's last block: 1, or 0 beyond the end of the row
-    Buffer<T> padded_;
-    Buffer<float> odds_;
+    Buffer<float> counts_;             // for the last block of a row: 1 for a lane within the row, else 0
+    Buffer<T> padded_;                 // the last row of the logits, and room for a whole block after it
+    Buffer<float> odds_;               // of every row
     Buffer<int32_t> keys_;
-    Buffer<uint32_t> anchors_;  // and of each that is listed:
+    Buffer<uint32_t> anchors_;  // of the listed rows, as the three below
     Buffer<T> losses_;
     Buffer<bool> positive_, mined_;
     Softmax<T> softmax_;
 };
 
 template <typename T>
-void multibox_cross_entropy(const MultiboxTask<T>& task, int64_t begin, int64_t end) {
+void multibox_cross_entropy(const MultiboxCrossEntropyTask<T>& task, int64_t begin, int64_t end) {
     MultiboxLoss<T> loss(task);
     for (int64_t image = begin; image < end; ++image) loss.run(image);
 }
 
 template <typename T>
-void multibox_cross_entropy_gradient(const T* logits, const int64_t* labels, const bool* selected, T scale,
-                                     int64_t num_classes, int64_t begin, int64_t end, T* out) {
-    constexpr int64_t kAhead = 8;  // selected rows that are on their way
-    // A loop, for memory that is not in the cache: memset takes a quarter longer there, and GCC would make it one if it
-    // knew what is written.
+void multibox_cross_entropy_gradient(const MultiboxCrossEntropyGradientTask<T>& task, int64_t begin, int64_t end) {
+    constexpr int64_t kAhead = 8;  // selected rows that are prefetched together
+    const T* const logits = task.logits;
+    T* const out = task.out;
+    const int64_t num_classes = task.num_classes;
+    const T scale = static_cast<T>(task.scale);
+    // Zeros are written by a loop: memset takes a quarter longer where the memory is not in the cache, and GCC would
+    // turn the loop into memset if it knew the value.
     const volatile T hidden = 0;
     const T zero = hidden;
     const auto clear = [&](int64_t from, int64_t to) {
         for (int64_t i = from * num_classes; i < to * num_classes; ++i) out[i] = zero;
     };
-    const auto* const chosen_or_not = reinterpret_cast<const uint8_t*>(selected);  // any byte but 0 is true
+    const auto* const selected = reinterpret_cast<const uint8_t*>(task.selected);  // any byte but 0 is true
     Softmax<T> softmax(num_classes);
     Pacer pacer;
     for (int64_t row = begin; row < end;) {
         int64_t chosen[kAhead], count = 0, stop = row;
         for (; stop < end && count < kAhead; ++stop) {
-            if (chosen_or_not[stop] == 0) continue;
+            if (selected[stop] == 0) continue;
             prefetch(logits + stop * num_classes, num_classes);
             chosen[count++] = stop;
         }
@@ -311,7 +316,7 @@ void multibox_cross_entropy_gradient(const T* logits, const int64_t* labels, con
         for (int64_t i = 0; i < count; row = chosen[i++] + 1) {
             clear(row, chosen[i]);
             softmax.run(logits + chosen[i] * num_classes);
-            softmax.write_gradient(labels[chosen[i]], scale, out + chosen[i] * num_classes);
+            softmax.write_gradient(task.labels[chosen[i]], scale, out + chosen[i] * num_classes);
         }
         clear(row, stop);
         row = stop;

@@ -1,28 +1,29 @@
-// Non-maximum suppression. Candidates (finite box, score not NaN) are sorted by falling score and turned into columns.
-// Few, or crowded: the first block of the living is settled pair by pair; what it keeps is run over all the rest in
-// vectorised loops, tile by tile; the survivors move up and the next block begins. Crowded input thus shrinks fast.
-// Where it does not, each box is looked up in a grid of those kept (support/grid.h), which costs n log n altogether.
-// With groups, each group is settled alone and the kept are gathered in order of score.
+// Non-maximum suppression. Candidates (finite box, score not NaN) are sorted by descending score and turned into
+// columns. Where they are few or crowded, the first block of those alive is settled pair by pair; each box that it
+// keeps is then compared with all the rest in vectorised loops, tile by tile; the boxes still alive move up and the
+// next block begins. So crowded input shrinks fast. Where it does not, each box is looked up in a grid of the kept
+// boxes (geometry/grid.h), which costs n log n in all. Most calls on many boxes use cells of all boxes instead
+// (geometry/cells.h). With groups, each group is settled alone and the kept boxes are gathered in order of score.
 #pragma once
 
-#include "dispatch.h"
-#include "ops/boxes.h"
-#include "ops/iou.h"
+#include "geometry/box.h"
+#include "geometry/cells.h"
+#include "geometry/grid.h"
+#include "geometry/kept_boxes.h"
 #include "support/buffer.h"
-#include "support/cells.h"
-#include "support/grid.h"
-#include "support/kept_boxes.h"
 #include "support/math.h"
 #include "support/poll.h"
+#include "support/prefetch.h"
 #include "support/sort.h"
+#include "tasks.h"
 
 namespace fastssd::FASTSSD_ISA {
 
-constexpr int64_t kFew = 32;  // boxes for which nothing is allocated; a multiple of Suppressor's step
+constexpr int64_t kFew = 32;  // up to so many boxes nothing is allocated; a multiple of Suppressor::kStep
 template <typename T>
 using Entries = SmallBuffer<Entry<KeyOf<T>>, kFew>;
 
-// Keeps the best of sorted boxes: scratch for up to n of them, as columns in order of falling score, each with an id.
+// Greedy NMS of sorted boxes: scratch for up to n of them, as columns in order of descending score, each with an id.
 template <typename T>
 class Suppressor {
   public:
@@ -34,7 +35,7 @@ class Suppressor {
         ids_[i] = id;
     }
 
-    // Greedy NMS over the first n boxes. Calls keep(id) for each that is kept, in order. False where it was cancelled.
+    // Of the first n boxes. Calls keep(id) for each that is kept, in order. False where the call was cancelled.
     template <typename Keep>
     bool run(int64_t n, T limit, const Keep& keep) {
         if (limit >= T(1)) {  // no IoU is greater
@@ -77,8 +78,8 @@ class Suppressor {
     static constexpr int64_t kHead = 64, kTile = 512, kGridFrom = 256, kStep = 8;
     using Flag = typename Bits<T>::Signed;  // as wide as T, so that the sweep vectorises
 
-    // Sweeping a block over the living costs each about a quarter of a nanosecond for every box kept, and the grid
-    // about 30 ns once. What is left after many blocks shrinks by the same share each time.
+    // To compare a block with the boxes alive costs each of them about 0.25 ns for every box kept; the grid costs each
+    // about 30 ns once. If every block leaves the same share alive, sweeping costs less where this holds.
     static bool sweeping_pays(int64_t kept, int64_t killed, int64_t swept) { return 120 * killed > kept * swept; }
 
     // Tries a block on a sample.
@@ -94,7 +95,7 @@ class Suppressor {
         return sweeping_pays(num_kept, killed, stop - kTryHead);
     }
 
-    // The first `head` pair by pair; kept[] are the places of those that are kept.
+    // The first `head` boxes, pair by pair. kept[] gets the places of those that are kept; returns how many.
     int64_t settle(int64_t head, const OverlapTest<T>& test, int64_t* kept) {
         int64_t num_kept = 0;
         for (int64_t i = 0; i < padded(head); ++i) dead_[i] = 0;
@@ -108,8 +109,9 @@ class Suppressor {
 
     static int64_t padded(int64_t n) { return (n + kStep - 1) & -kStep; }
 
-    // Marks what `box` suppresses, from the last multiple of kStep before `begin` to the next one after `end`: so no
-    // vectorised loop has a rest, which costs more than the few boxes. Nobody reads the marks on those settled before.
+    // Marks the boxes that `box` suppresses, from the last multiple of kStep before `begin` to the next one after
+    // `end`: so no vectorised loop has a remainder, which costs more than a few boxes. Marks on boxes that were settled
+    // before are not read.
     void sweep(const Box<T>& box, int64_t begin, int64_t end, const OverlapTest<T>& test) {
         if (!test.can_overlap(box.area)) return;
         begin &= -kStep;
@@ -173,13 +175,13 @@ FASTSSD_INLINE bool usable(const T* box, T score) {
     return is_finite(nan_unless_finite(box[0], box[1], box[2], box[3])) && score == score;
 }
 
-// The usable boxes by falling score, ties by lower index. `entries` and `scratch` hold n each.
+// The usable boxes by descending score, ties by lower index. `entries` and `scratch` hold n each.
 template <typename T>
 const Entry<KeyOf<T>>* sort_by_score(const T* boxes, const T* scores, int64_t n, Entry<KeyOf<T>>* entries,
                                      Entry<KeyOf<T>>* scratch, int64_t& count) {
     count = 0;
     for (int64_t i = 0; i < n; ++i) {
-        entries[count] = {falling_key(scores[i]), static_cast<uint32_t>(i)};
+        entries[count] = {descending_key(scores[i]), static_cast<uint32_t>(i)};
         count += static_cast<int64_t>(usable(boxes + 4 * i, scores[i]));
     }
     return sort_entries(entries, scratch, count);
@@ -198,8 +200,8 @@ int64_t settle_sorted(const T* boxes, const Entry<KeyOf<T>>* order, int64_t coun
     return kept;
 }
 
-// NMS over boxes in cells. Their scores are sorted in buckets, the highest first, and of a bucket only those that are
-// still alive: in crowded input few are.
+// NMS over boxes in cells. Scores go into buckets, the highest first, and in a bucket only the boxes still alive are
+// sorted: in crowded input they are few.
 template <typename T>
 int64_t settle_in_cells(const T* boxes, const T* scores, int64_t n, BoxCells<T>& cells, const OverlapTest<T>& test,
                         int64_t* keep) {
@@ -211,7 +213,7 @@ int64_t settle_in_cells(const T* boxes, const T* scores, int64_t n, BoxCells<T>&
     constexpr Key kNone = ~Key(0);  // of no score
     Key least = kNone, most = 0;
     for (int64_t i = 0; i < n; ++i) {
-        keys[i] = scores[i] == scores[i] ? falling_key(scores[i]) : kNone;
+        keys[i] = scores[i] == scores[i] ? descending_key(scores[i]) : kNone;
         least = smaller(least, keys[i]);
         most = larger(most, keys[i] == kNone ? Key(0) : keys[i]);
     }
@@ -252,7 +254,7 @@ int64_t settle_in_cells(const T* boxes, const T* scores, int64_t n, BoxCells<T>&
             const int64_t work = cells.suppress_around(place, test);
             if (pacer.cancelled(work / 2)) return 0;
             budget -= work;
-            if (budget < 0) {  // the rest of these goes back
+            if (budget < 0) {  // the rest of these goes back to the buckets
                 for (int64_t k = living; --k > i;) bucketed[--begin] = order[k];
                 break;
             }
@@ -262,35 +264,39 @@ int64_t settle_in_cells(const T* boxes, const T* scores, int64_t n, BoxCells<T>&
 }
 
 template <typename T>
-int64_t nms(const T* boxes, const T* scores, int64_t n, double iou_threshold, int64_t* keep) {
+int64_t nms(const NmsTask<T>& task) {
     constexpr int64_t kCellsFrom = 256, kCellsTo = int64_t{1} << 30;
-    const T limit = round_down(T(), iou_threshold);
+    const T *const boxes = task.boxes, *const scores = task.scores;
+    const int64_t n = task.n;
+    const T limit = round_down(T(), task.iou_threshold);
     if (n >= kCellsFrom && n < kCellsTo) {
         const OverlapTest<T> test(limit);
         BoxCells<T> cells(n);
-        if (cells.load(boxes, test)) return settle_in_cells(boxes, scores, n, cells, test, keep);
+        if (cells.load(boxes, test)) return settle_in_cells(boxes, scores, n, cells, test, task.keep);
     }
     Entries<T> entries(n), scratch(n);
     int64_t count = 0;
     const Entry<KeyOf<T>>* const order = sort_by_score(boxes, scores, n, entries.data(), scratch.data(), count);
-    return settle_sorted(boxes, order, count, limit, keep);
+    return settle_sorted(boxes, order, count, limit, task.keep);
 }
 
 template <typename T>
-int64_t batched_nms(const T* boxes, const T* scores, const int64_t* idxs, int64_t n, double iou_threshold,
-                    int64_t* keep) {
-    Entries<T> entries(n), scratch(n);
+int64_t batched_nms(const BatchedNmsTask<T>& task) {
+    const T* const boxes = task.boxes;
+    Entries<T> entries(task.n), scratch(task.n);
     int64_t count = 0;
-    const Entry<KeyOf<T>>* const order = sort_by_score(boxes, scores, n, entries.data(), scratch.data(), count);
+    const Entry<KeyOf<T>>* const order =
+        sort_by_score(boxes, task.scores, task.n, entries.data(), scratch.data(), count);
 
     SmallBuffer<Entry<uint64_t>, kFew> grouped(count), group_scratch(count);  // index: place in `order`
-    for (int64_t i = 0; i < count; ++i) grouped[i] = {rising_key(idxs[order[i].index]), static_cast<uint32_t>(i)};
+    for (int64_t i = 0; i < count; ++i)
+        grouped[i] = {ascending_key(task.idxs[order[i].index]), static_cast<uint32_t>(i)};
     const Entry<uint64_t>* const groups = sort_entries(grouped.data(), group_scratch.data(), count);
 
     SmallBuffer<bool, kFew> is_kept(count);
     for (int64_t i = 0; i < count; ++i) is_kept[i] = false;
     Suppressor<T> suppressor(count);
-    const T limit = round_down(T(), iou_threshold);
+    const T limit = round_down(T(), task.iou_threshold);
     for (int64_t begin = 0, end = 0; begin < count; begin = end) {
         for (; end < count && groups[end].key == groups[begin].key; ++end) {
             const uint32_t place = groups[end].index;
@@ -300,27 +306,28 @@ int64_t batched_nms(const T* boxes, const T* scores, const int64_t* idxs, int64_
     }
     int64_t kept = 0;
     for (int64_t i = 0; i < count; ++i) {
-        if (is_kept[i]) keep[kept++] = order[i].index;
+        if (is_kept[i]) task.keep[kept++] = order[i].index;
     }
     return kept;
 }
 
-// Soft-NMS (arXiv:1704.04503): quadratic by nature, since every taken box may change every score. The living stay in
-// order of their index, so that the first of the highest scores is the one to take.
+// Soft-NMS (arXiv:1704.04503): quadratic, because every box that is taken may change every score. The boxes alive stay
+// in order of their index, so that the first of the highest scores is the one to take.
 template <typename T>
-int64_t soft_nms(const T* boxes, const T* scores, int64_t n, SoftNms method, double iou_threshold, double sigma,
-                 double score_threshold, int64_t* keep, T* kept_scores) {
+int64_t soft_nms(const SoftNmsTask<T>& task) {
+    const int64_t n = task.n;
+    const SoftNmsMethod method = task.method;
     Buffer<T> block(BoxColumns<T>::kColumns * n), current(n), overlap(n);
     Buffer<uint32_t> ids(n);
     BoxColumns<T> columns(block.data(), n);
-    const T lowest = round_down(T(), score_threshold), limit = round_down(T(), iou_threshold);
-    const T width = static_cast<T>(sigma);
+    const T lowest = round_down(T(), task.score_threshold), limit = round_down(T(), task.iou_threshold);
+    const T sigma = static_cast<T>(task.sigma);
     int64_t living = 0;
     for (int64_t i = 0; i < n; ++i) {
-        columns.set(living, boxes + 4 * i);
-        current[living] = scores[i];
+        columns.set(living, task.boxes + 4 * i);
+        current[living] = task.scores[i];
         ids[living] = static_cast<uint32_t>(i);
-        // Asked of the copies, which nobody else writes to: index_of() below finds what max_of() found.
+        // The copies are checked, because no other thread writes to them: index_of() below finds what max_of() found.
         living += static_cast<int64_t>((columns.area[living] == columns.area[living]) & (current[living] > lowest));
     }
     Pacer pacer;
@@ -328,8 +335,8 @@ int64_t soft_nms(const T* boxes, const T* scores, int64_t n, SoftNms method, dou
     while (living > 0) {
         const int64_t best = index_of(current.data(), max_of(current.data(), living));
         const Box<T> box(columns, best);
-        keep[kept] = ids[best];
-        kept_scores[kept++] = current[best];
+        task.keep[kept] = ids[best];
+        task.kept_scores[kept++] = current[best];
         current[best] = -kInf<T>;
 
         T* FASTSSD_RESTRICT const iou = overlap.data();
@@ -337,10 +344,10 @@ int64_t soft_nms(const T* boxes, const T* scores, int64_t n, SoftNms method, dou
         int64_t left = 0;
         for (int64_t i = 0; i < living; ++i) {
             T decay = T(1);
-            if (method == SoftNms::linear) {
+            if (method == SoftNmsMethod::linear) {
                 if (iou[i] > limit) decay = T(1) - iou[i];
             } else if (iou[i] > T(0)) {
-                decay = std::exp(-(iou[i] * iou[i]) / width);
+                decay = std::exp(-(iou[i] * iou[i]) / sigma);
             }
             const T score = current[i] * decay;
             columns.copy(left, i);

@@ -1,33 +1,33 @@
-// From the network's outputs to the few boxes left. Most rows are background: a row is skipped unless its largest
-// foreground logit can pass the score threshold against the background's, before any exponential. What passes becomes
-// a candidate (score, anchor, class). Once there are many, only the best matter: the threshold rises to the score of
-// the best few hundred, and rows are skipped by a bound of their whole sum. Candidates then pass in order of score, are
-// decoded a few at a time, and meet the kept boxes of their class, until enough are kept. In the rare case that the
-// best were not enough, all begins again with more of them.
+// From the network's outputs to detections. A row is the logits of an anchor. Most rows are background: before any
+// exponential, a row is skipped unless its largest foreground logit is so far above the background logit that a score
+// can pass the threshold. Scores that pass become candidates (score, anchor, class). Once there are many, only the best
+// matter: the threshold rises to the score of the best few hundred, and rows are also skipped by a bound of their sum
+// of exponentials. Candidates are then taken by descending score, decoded a few at a time, and compared with the kept
+// boxes of their class, until enough are kept. In the rare case that the best were not enough, all starts again with
+// more.
 //
 // Source: SSD paper, section 3.1.
 #pragma once
 
-#include "dispatch.h"
-#include "ops/boxes.h"
+#include "geometry/box.h"
+#include "geometry/kept_boxes.h"
 #include "ops/coding.h"
-#include "ops/iou.h"
 #include "support/buffer.h"
 #include "support/exp.h"
-#include "support/kept_boxes.h"
-#include "support/lanes.h"
 #include "support/math.h"
 #include "support/poll.h"
 #include "support/prefetch.h"
 #include "support/select.h"
+#include "support/simd.h"
 #include "support/sort.h"
+#include "tasks.h"
 
 namespace fastssd::FASTSSD_ISA {
 
 template <typename T>
 class Postprocessor {
   public:
-    explicit Postprocessor(const PostprocessTask<T>& task)
+    explicit Postprocessor(const PostprocessDetectionsTask<T>& task)
         : task_(task),
           topk_(smaller(task.topk, task.num_anchors)),
           width_((task.num_classes + kLanes - 1) / kLanes * kLanes),
@@ -61,15 +61,15 @@ class Postprocessor {
     using Candidate = Entry<KeyOf<T>>;  // index: anchor * num_classes + class
     using Key = SignedKeyOf<T>;
     static constexpr int64_t kLanes = Lanes<T>::kCount, kBlock = 16;
-    static constexpr T kLeastBelow = -16;
+    static constexpr T kLeastBelow = -16;  // of logits below the largest of their row: see spread()
     static constexpr int64_t kFirstCandidates = 1024, kFirstKept = 256;
-    static constexpr int64_t kMany = 8192;  // candidates; up to here it does not pay to look for the best
-    static constexpr int64_t kSummed = 4096;
+    static constexpr int64_t kMany = 8192;    // candidates: with fewer it does not pay to look for the best
+    static constexpr int64_t kSummed = 4096;  // numbers that are added in T
 
-    // --- which rows and scores count
+    // --- rows and scores above the threshold
 
-    // Scores must exceed `limit`. Sets what logits must exceed to have a chance: lower than the exact bounds by more
-    // than the rounding of the score can be.
+    // Scores must exceed `limit`. Sets what logits must exceed so that a score can: below the exact bounds by more than
+    // the rounding of a score.
     void set_limit(T limit) {
         constexpr double kSlack = 2e-3;
         const double classes = static_cast<double>(task_.num_classes);
@@ -83,7 +83,7 @@ class Postprocessor {
             spread_limit_ = kInf<T>;
         } else {
             logit_limit_ = static_cast<T>(std::log(least / (1 - least)) - kSlack);
-            // Its sums are not for very long rows.
+            // Not for very long rows, for which the sums of spread() are too coarse.
             spread_limit_ =
                 classes > kSummed ? kInf<T> : static_cast<T>(kSlack + 1e-6 * classes - std::log(least * classes));
         }
@@ -110,8 +110,8 @@ class Postprocessor {
         }
     }
 
-    // The first row from `a` on that may hold a score above the limit, num_anchors if there is none: the softmax of a
-    // logit is at most what it would be if there were only it and the background.
+    // The first row from `a` on that may hold a score above the limit, num_anchors if there is none. The softmax of a
+    // logit is at most what it would be if its row held only it and the background.
     int64_t next_row(const T* first, int64_t a, Pacer& pacer) const {
         switch (task_.num_classes) {
             case 2:
@@ -130,17 +130,17 @@ class Postprocessor {
     int64_t next_long_row(const T* first, int64_t a, Pacer& pacer) const {
         const int64_t num_classes = task_.num_classes;
         const bool softmax = task_.activation == Activation::softmax;
-        const Lanes<T> limit(logit_limit_);
+        const Lanes<T> limit = Lanes<T>::all(logit_limit_);
         for (; a < task_.num_anchors && !pacer.cancelled(num_classes / 4 + 2); ++a) {
             const T* const row = first + a * num_classes;
             prefetch_behind(row, num_classes);
-            const Lanes<T> background(softmax ? row[0] : T(0));
-            if (any_above(max_lanes(row + 1, num_classes - 1) - background, limit)) return a;
+            const Lanes<T> background = Lanes<T>::all(softmax ? row[0] : T(0));
+            if (any(above(max_lanes(row + 1, num_classes - 1) - background, limit))) return a;
         }
         return task_.num_anchors;
     }
 
-    // With the number of classes known to the compiler, or 0.
+    // kClasses is the number of classes, so that the compiler knows it, or 0.
     template <int64_t kClasses>
     int64_t next_short_row(const T* first, int64_t a, Pacer& pacer) const {
         const int64_t num_classes = kClasses == 0 ? task_.num_classes : kClasses;
@@ -155,21 +155,22 @@ class Postprocessor {
         return task_.num_anchors;
     }
 
-    // A lower bound of log(mean(exp(logit - base))) over row_, whose largest is base: mean(exp(x)) is at least
-    // exp(m) (1 + mean(y^2) / 2 + mean(y^3) / 6) where m is the mean of x and y = x - m, and at least exp(m); and
-    // log(1 + e) is at least 2 e / (2 + e). What lies below kLeastBelow is raised to it: too small to count.
+    // A lower bound of log(mean(exp(logit - base))) over row_, whose largest logit is base. With m the mean of x and
+    // y = x - m, mean(exp(x)) is at least exp(m) (1 + mean(y^2) / 2 + mean(y^3) / 6), and at least exp(m); and
+    // log(1 + e) is at least 2 e / (2 + e). Differences below kLeastBelow are raised to it: their exponentials do not
+    // matter.
     T spread(T base) const {
         const T n = static_cast<T>(task_.num_classes), padding = static_cast<T>(width_) - n;
-        const Lanes<T> top(base), least(kLeastBelow), zero(T(0));
+        const Lanes<T> top = Lanes<T>::all(base), least = Lanes<T>::all(kLeastBelow), zero = Lanes<T>::all(T(0));
         Lanes<T> sums = zero;
         for (int64_t begin = 0; begin < width_; begin += kLanes) {
-            sums = sums + larger(Lanes<T>(row_.data() + begin) - top, least);
+            sums = sums + larger(Lanes<T>::load(row_.data() + begin) - top, least);
         }
         const T mean = (sums.sum() - padding * kLeastBelow) / n;
-        const Lanes<T> center(mean);
+        const Lanes<T> center = Lanes<T>::all(mean);
         Lanes<T> squares = zero, cubes = zero;
         for (int64_t begin = 0; begin < width_; begin += kLanes) {
-            const Lanes<T> x = larger(Lanes<T>(row_.data() + begin) - top, least) - center;
+            const Lanes<T> x = larger(Lanes<T>::load(row_.data() + begin) - top, least) - center;
             squares = squares + x * x;
             cubes = cubes + x * x * x;
         }
@@ -180,18 +181,18 @@ class Postprocessor {
 
     // --- candidates
 
-    // The scores of row_ are values_ / the result.
+    // Fills values_ and returns the divisor: the scores of row_ are values_ / divisor.
     T fill_values(T base) {
         T* FASTSSD_RESTRICT const values = values_.data();
         const T* FASTSSD_RESTRICT const row = row_.data();
         T divisor = 1;
         if (task_.activation == Activation::softmax) {
             for (int64_t i = 0; i < width_; ++i) values[i] = exp_of(row[i] - base);
-            double sum = 0;  // of parts so short that a sum in T keeps its bits
+            double sum = 0;  // of parts so short that their sums in T are precise
             for (int64_t begin = 0; begin < width_; begin += kSummed) {
                 const int64_t end = smaller(begin + kSummed, width_);
-                Lanes<T> sums(T(0));
-                for (int64_t i = begin; i < end; i += kLanes) sums = sums + Lanes<T>(values + i);
+                Lanes<T> sums = Lanes<T>::all(T(0));
+                for (int64_t i = begin; i < end; i += kLanes) sums = sums + Lanes<T>::load(values + i);
                 sum += static_cast<double>(sums.sum());
             }
             divisor = static_cast<T>(sum);
@@ -206,12 +207,12 @@ class Postprocessor {
 
     void add_candidates(T base, int64_t first_index) {
         const T divisor = fill_values(base);
-        const T least = limit_ * divisor;  // rounding is monotonous: a smaller value has no larger score than limit_
+        const T least = limit_ * divisor;  // rounding is monotone: below this no score exceeds limit_
         keys_.reserve(count_ + width_, count_);
         indices_.reserve(count_ + width_, count_);
         for (int64_t begin = 0; begin < width_; begin += kLanes) {
             const T* const values = values_.data() + begin;
-            if (!any_reaches(Lanes<T>(values), Lanes<T>(least))) continue;
+            if (!any(reaches(Lanes<T>::load(values), Lanes<T>::all(least)))) continue;
             T scores[kLanes];
             for (int64_t i = 0; i < kLanes; ++i) scores[i] = values[i] / divisor;
             int64_t count = count_;
@@ -224,7 +225,7 @@ class Postprocessor {
         }
     }
 
-    // From here on, only what is not below about the best. Of equal scores all stay.
+    // Keeps about the best candidates, with all that are equal to the last of them, and raises the limit to match.
     void cut(int64_t best) {
         const Key least = bound_of_largest(keys_.data(), count_, best, best + best / 8, Key(0));
         int64_t left = 0;
@@ -239,7 +240,7 @@ class Postprocessor {
         set_limit(score_of(least - 1));
     }
 
-    // A score passed a threshold that is not negative: its bits, taken as a whole number, order as it does.
+    // A score passed a threshold that is not negative, so its bits, read as an integer, are in the same order.
     static T score_of(Key key) {
         T score;
         std::memcpy(&score, &key, sizeof(T));
@@ -248,19 +249,20 @@ class Postprocessor {
 
     // --- suppression
 
-    // False where there were more candidates than the best, and these were not enough.
+    // False where candidates were left out and the rest were not enough.
     bool try_best(int64_t best) {
         num_kept_ = 0;
         if (task_.max_detections == 0 || topk_ == 0) return true;
         collect(best);
         entries_.reserve(count_, 0);
         scratch_.reserve(count_, 0);
-        for (int64_t i = 0; i < count_; ++i) entries_[i] = {falling_key(score_of(keys_[i])), indices_[i]};
+        for (int64_t i = 0; i < count_; ++i) entries_[i] = {descending_key(score_of(keys_[i])), indices_[i]};
         const bool enough = suppress(sort_entries(entries_.data(), scratch_.data(), count_));
         return enough || !cut_;
     }
 
-    // Keeps in order of score until there are max_detections and no more of the last one's score. True where there are.
+    // Keeps boxes by descending score until there are max_detections, and all that have the score of the last one.
+    // Whether there are so many.
     bool suppress(const Candidate* order) {
         const int64_t num_classes = task_.num_classes;
         T block[BoxColumns<T>::kColumns * kBlock];
@@ -300,8 +302,8 @@ class Postprocessor {
                 const int64_t index = kept_[place].index, anchor = index / task_.num_classes;
                 decode(task_.deltas + 4 * (image_ * task_.num_anchors + anchor), task_.anchors + 4 * anchor,
                        center_variance_, size_variance_, box);
-                if (clips_) clip_boxes_to_image(box, clip_height_, clip_width_, 0, 1, box);
-                task_.scores[to] = value_of_falling_key<T>(kept_[place].key);
+                if (clips_) clip(box, clip_height_, clip_width_, box);
+                task_.scores[to] = value_of_descending_key<T>(kept_[place].key);
                 task_.labels[to] = index % task_.num_classes;
                 task_.anchor_idx[to] = anchor;
             } else {
@@ -313,7 +315,7 @@ class Postprocessor {
         task_.counts[image_] = count;
     }
 
-    // Equal scores of several classes: by class, then by anchor. The last one's equals may reach beyond `count`.
+    // Sorts equal scores by class, then by anchor. Those equal to the last one may go beyond `count`.
     void order_equals(int64_t count) {
         const int64_t num_classes = task_.num_classes;
         for (int64_t begin = 0, end = 0; begin < count; begin = end) {
@@ -329,7 +331,7 @@ class Postprocessor {
         }
     }
 
-    // The boxes of up to kBlock candidates. The loops run over a whole block, so that they vectorise.
+    // Decodes the boxes of up to kBlock candidates. The loops run over a whole block, so that they vectorise.
     void decode_block(const Candidate* candidates, int64_t size, const BoxColumns<T>& boxes) const {
         T deltas[4][kBlock] = {}, anchors[4][kBlock] = {};
         for (int64_t i = 0; i < size; ++i) {
@@ -361,14 +363,14 @@ class Postprocessor {
         }
     }
 
-    const PostprocessTask<T>& task_;
+    const PostprocessDetectionsTask<T>& task_;
     const int64_t topk_;
-    const int64_t width_;  // of a row: the number of classes, and what is left of kLanes
+    const int64_t width_;  // of a row: the number of classes, rounded up to whole kLanes
     const T center_variance_, size_variance_, clip_height_, clip_width_;
     const bool clips_;
     int64_t image_ = 0;
 
-    T limit_ = 0, logit_limit_ = 0, spread_limit_ = 0;
+    T limit_ = 0, logit_limit_ = 0, spread_limit_ = 0;  // set_limit()
     Buffer<T> row_, values_;
     bool cut_ = false;  // whether candidates were left out
 
@@ -377,14 +379,14 @@ class Postprocessor {
     Buffer<uint32_t> indices_;
     Buffer<Candidate> entries_, scratch_;
 
-    Buffer<int64_t> taken_;  // of each class: how many went to suppression
+    Buffer<int64_t> taken_;  // of each class: how many candidates were compared so far, at most topk_
     KeptBoxes<T> kept_boxes_;
     int64_t num_kept_ = 0;
     Buffer<Candidate> kept_;
 };
 
 template <typename T>
-void postprocess_detections(const PostprocessTask<T>& task, int64_t begin, int64_t end) {
+void postprocess_detections(const PostprocessDetectionsTask<T>& task, int64_t begin, int64_t end) {
     Postprocessor<T> postprocessor(task);
     for (int64_t image = begin; image < end; ++image) postprocessor.run(image);
 }

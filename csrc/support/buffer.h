@@ -1,5 +1,5 @@
 // Scratch memory of a kernel, uninitialised, aligned for the widest vectors. Throws std::bad_alloc.
-// (std::vector would leave weak symbols that the linker may take from the object of another instruction set.)
+// (std::vector would leave weak symbols, which the linker may take from the object of another instruction set.)
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace fastssd::FASTSSD_ISA {
 
 constexpr std::align_val_t kScratchAlign{64};
 
-// Random access to much memory is bound by the lookup of pages. What cannot be had is done without.
+// Large pages, because random access to much memory is limited by the lookup of pages. Only a request: it may fail.
 inline void ask_for_large_pages(void* data, std::size_t bytes) {
 #if defined(__linux__)
     constexpr std::uintptr_t kPage = 4096;
@@ -51,7 +51,7 @@ class Buffer {
     T& operator[](int64_t i) { return data_[i]; }
     const T& operator[](int64_t i) const { return data_[i]; }
 
-    // Room for at least `size`; of what there is, the first `used` stay.
+    // Makes room for at least `size`, and keeps the first `used` elements.
     void reserve(int64_t size, int64_t used) {
         if (size <= size_) return;
         const int64_t grown = size > 2 * size_ ? size : 2 * size_;
@@ -67,8 +67,8 @@ class Buffer {
     T* data_;
 };
 
-// A Buffer of which the first kFew lie in the object itself, for calls on a few boxes, which would otherwise be mostly
-// allocation. For the stack.
+// A Buffer that holds up to kFew elements in the object itself: without it, a call on few boxes would spend most of its
+// time on allocation. For the stack.
 template <typename T, int64_t kFew>
 class SmallBuffer {
   public:
@@ -86,7 +86,7 @@ class SmallBuffer {
 
   private:
     T* const data_;
-    T few_[kFew];  // aligned as T is, not for vectors: a frame that holds this need not be aligned either
+    T few_[kFew];  // aligned as T is, not for vectors, so that the stack frame needs no alignment either
 };
 
 }  // namespace fastssd::FASTSSD_ISA

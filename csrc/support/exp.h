@@ -1,6 +1,6 @@
-// exp in plain arithmetic, so that it vectorises and gives the same bits on every instruction set (that of the standard
-// library may use fused operations where the processor has them). x = n log 2 + r with |r| <= log(2) / 2, a polynomial
-// for exp(r), and 2^n in two factors, so that the result may underflow gradually. Within 2 ULP; exp(0) is 1.
+// exp in plain arithmetic, so that it vectorises and gives the same bits on every instruction set (the standard library
+// may use fused operations where the processor has them). x = n log 2 + r with |r| <= log(2) / 2; a polynomial gives
+// exp(r), and 2^n is two factors, so that the result can underflow gradually. Within 2 ULP; exp(0) is 1.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@
 
 namespace fastssd::FASTSSD_ISA {
 
-// `log2_high` has so few bits that its product with n is exact; adding and subtracting `rounder` rounds to a whole
-// number, which then stands in the last bits. The coefficients are those of (exp(r) - 1 - r) / r^2, interpolated at
-// the Chebyshev nodes.
+// `log2_high` has so few bits that its product with n is exact. Adding and subtracting `rounder` rounds to an integer;
+// after the addition the integer is in the last bits. The coefficients are those of (exp(r) - 1 - r) / r^2,
+// interpolated at the Chebyshev nodes.
 template <typename T>
 struct ExpTerms;
 template <>
@@ -50,13 +50,13 @@ struct ExpTerms<double> {
     }
 };
 
-// 2^n for whole n, of which `shifted` is n + rounder.
+// 2^n for an integer n, where `shifted` is n + rounder.
 template <typename T>
 FASTSSD_INLINE T power_of_2(T shifted) {
     using Terms = ExpTerms<T>;
     KeyOf<T> bits;
     std::memcpy(&bits, &shifted, sizeof(T));
-    bits = (bits + KeyOf<T>(Terms::bias)) << Terms::fraction_bits;  // what is not n in `shifted` is shifted out
+    bits = (bits + KeyOf<T>(Terms::bias)) << Terms::fraction_bits;  // the other bits of `shifted` are shifted out
     T power;
     std::memcpy(&power, &bits, sizeof(T));
     return power;

@@ -11,8 +11,8 @@
 
 #define FASTSSD_RESTRICT __restrict
 
-// For what must not be a call in the inner loop: GCC stops inlining once a source has grown by so much, and the kernels
-// are one source.
+// For functions that must not become calls in an inner loop: GCC stops inlining once a source has grown by a certain
+// share, and the kernels are one source.
 #if defined(_MSC_VER)
 #define FASTSSD_INLINE __forceinline
 #else
@@ -51,7 +51,7 @@ FASTSSD_INLINE bool is_finite(T x) {
     return x - x == T(0);
 }
 
-// The largest of n numbers, -inf if there are none; NaN is passed over. In lanes, so that it vectorises.
+// The largest of n numbers, -inf if there are none; NaN is ignored. In lanes, so that it vectorises.
 template <typename T>
 T max_of(const T* values, int64_t n) {
     constexpr int64_t kLanes = 16;
@@ -74,8 +74,8 @@ int64_t index_of(const T* values, T value) {
     return i;
 }
 
-// A number x of type T is >= (or <) a double threshold iff it is >= (or <) the smallest T that is not below it, and
-// x > threshold iff x > the largest T that is not above it: so thresholds are rounded once, and compared in T.
+// For x of type T: x >= threshold (or <) iff x >= (or <) the smallest T that is not below the threshold, and x >
+// threshold iff x > the largest T that is not above it. So a threshold is rounded once, and compared in T.
 inline float round_up(float, double threshold) {
     const float near = static_cast<float>(threshold);
     return static_cast<double>(near) < threshold ? nextafterf(near, kInf<float>) : near;

@@ -1,6 +1,6 @@
-// The smaller and the larger of two floats, of which not both are below 0 and none is -0 or NaN. Then their bits order
-// as integers do; and the integers' minimum and maximum run on ports that floats leave idle (Zen 3: four ports, where
-// those of floats have two, which they share with addition and subtraction).
+// The smaller and the larger of two floats, of which at least one is not negative and none is -0 or NaN. Then their
+// bits, read as integers, are in the same order. Minimum and maximum of integers use ports that floats leave idle (Zen
+// 3: four ports; those of floats have two, shared with addition and subtraction).
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace fastssd::FASTSSD_ISA {
 
-// Where there is one instruction for it. (SSE2 has none; there is none for 64 bits before AVX-512, which has it slow.)
+// Where there is one instruction for it. (SSE2 has none; for 64 bits only AVX-512 has one, and it is slow.)
 template <typename T>
 constexpr bool kIntegersPay = false;
 #if defined(__AVX2__) || defined(__ARM_NEON)
@@ -24,7 +24,7 @@ struct OrderOf {
     static FASTSSD_INLINE T larger(T a, T b) { return a > b ? a : b; }
 };
 
-// -0 is allowed as one of two: it is below everything else.
+// One of the two may be -0, which is below everything else.
 template <>
 struct OrderOf<float, true> {
     static FASTSSD_INLINE int32_t bits(float x) {

@@ -1,16 +1,16 @@
-// How a long serial loop notices that nobody wants its result any more.
+// How a long loop notices that its call was cancelled.
 #pragma once
 
 #include <cstdint>
 
 namespace fastssd {
 
-// True once the work that this thread takes part in is cancelled. Costs about 25 ns; parallel.cpp defines it.
+// True once the call that this thread works for is cancelled. Costs about 25 ns; parallel.cpp defines it.
 bool poll();
 
 namespace FASTSSD_ISA {
 
-// Calls poll() once in about 30 us, counting work in units of about a nanosecond.
+// Calls poll() about every 30 us; `work` is counted in nanoseconds or so.
 class Pacer {
   public:
     bool cancelled(int64_t work) {

@@ -1,26 +1,27 @@
-// Reading at the speed of the memory what the processor does not foresee: rows here and there, and an array from end to
-// end, since its own prefetching starts anew with each page, which is only a few rows of logits.
+// Loads memory before it is needed, where the processor does not foresee it: rows in different places, and an array
+// from end to end (the processor's own prefetching starts again with each page, which is only a few rows of logits).
 #pragma once
 
 #include <cstdint>
 
 #include "support/math.h"
 
+#if defined(__GNUC__)
+#define FASTSSD_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define FASTSSD_PREFETCH(address) static_cast<void>(address)
+#endif
+
 namespace fastssd::FASTSSD_ISA {
 
-// Asks for `count` numbers that will be needed soon. Where there are none any more nothing happens.
+// Loads `count` numbers. The address may be invalid: then nothing happens.
 template <typename T>
 FASTSSD_INLINE void prefetch(std::uintptr_t begin, int64_t count) {
-#if defined(__GNUC__)
     constexpr std::uintptr_t kLine = 64;
     const std::uintptr_t bytes = static_cast<std::uintptr_t>(count) * sizeof(T);
-    for (std::uintptr_t at = begin; at < begin + bytes; at += kLine) {
-        __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 3);
+    for (std::uintptr_t address = begin; address < begin + bytes; address += kLine) {
+        FASTSSD_PREFETCH(reinterpret_cast<const void*>(address));
     }
-#else
-    static_cast<void>(begin);
-    static_cast<void>(count);
-#endif
 }
 
 template <typename T>
@@ -28,7 +29,7 @@ FASTSSD_INLINE void prefetch(const T* from, int64_t count) {
     prefetch<T>(reinterpret_cast<std::uintptr_t>(from), count);
 }
 
-// So far behind `now` that they come in time.
+// Loads the numbers that are so far after `now` that they arrive in time.
 template <typename T>
 FASTSSD_INLINE void prefetch_behind(const T* now, int64_t count) {
     constexpr std::uintptr_t kAhead = 4096;

@@ -1,5 +1,5 @@
-// How large are the k largest? Bisection over the values of signed keys: each step counts, which vectorises well and
-// has no branch to predict, and it ends as soon as the count is near enough.
+// A bound of the k largest keys, by bisection over the values of signed keys. Each step counts the keys that reach a
+// value, which vectorises well and has no branch to predict. It ends as soon as the count is close enough.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ using SignedKeyOf = typename Bits<T>::Signed;
 
 template <typename Key>
 int64_t count_at_least(const Key* keys, int64_t n, Key bound) {
-    constexpr int64_t kPart = 1 << 20;  // counts of a part fit any key type
+    constexpr int64_t kPart = 1 << 20;  // so that the count of a part fits every key type
     int64_t total = 0;
     for (int64_t begin = 0; begin < n; begin += kPart) {
         const int64_t end = smaller(begin + kPart, n);
@@ -26,8 +26,8 @@ int64_t count_at_least(const Key* keys, int64_t n, Key bound) {
     return total;
 }
 
-// A bound, at least `least`, which between k and `enough` of the keys reach; with more equal keys than that, the k-th
-// largest of all; `least` where not even k keys reach that. 1 <= k <= enough. No key may be the largest of its type.
+// A bound >= `least` that between k and `enough` keys reach. Where equal keys make that impossible, the k-th largest
+// key; where fewer than k keys reach `least`, `least`. 1 <= k <= enough. No key may be the largest number of its type.
 template <typename Key>
 Key bound_of_largest(const Key* keys, int64_t n, int64_t k, int64_t enough, Key least) {
     using Unsigned = std::make_unsigned_t<Key>;

@@ -1,4 +1,4 @@
-// Stable orders: by falling score (ties by lower index) and by group. Radix sort, and insertion sort for the few.
+// Stable sorting of keys: radix sort, and simpler sorts for few. Keys that order as scores do, both ways.
 #pragma once
 
 #include <cstdint>
@@ -31,9 +31,9 @@ struct Bits<double> {
 template <typename T>
 using KeyOf = typename Bits<T>::Unsigned;
 
-// An unsigned number that orders as the float does; -0 equals 0. Not for NaN.
+// An unsigned integer in the order of the floats; -0 equals 0. Not for NaN.
 template <typename T>
-KeyOf<T> rising_key(T value) {
+KeyOf<T> ascending_key(T value) {
     constexpr KeyOf<T> kSign = KeyOf<T>(1) << (8 * sizeof(T) - 1);
     value += T(0);
     KeyOf<T> bits;
@@ -42,12 +42,12 @@ KeyOf<T> rising_key(T value) {
 }
 
 template <typename T>
-KeyOf<T> falling_key(T value) {
-    return ~rising_key(value);
+KeyOf<T> descending_key(T value) {
+    return ~ascending_key(value);
 }
 
 template <typename T>
-T value_of_falling_key(KeyOf<T> key) {
+T value_of_descending_key(KeyOf<T> key) {
     constexpr KeyOf<T> kSign = KeyOf<T>(1) << (8 * sizeof(T) - 1);
     const KeyOf<T> bits = key & kSign ? key : ~key ^ kSign;
     T value;
@@ -55,7 +55,7 @@ T value_of_falling_key(KeyOf<T> key) {
     return value;
 }
 
-inline uint64_t rising_key(int64_t value) { return static_cast<uint64_t>(value) ^ (uint64_t(1) << 63); }
+inline uint64_t ascending_key(int64_t value) { return static_cast<uint64_t>(value) ^ (uint64_t(1) << 63); }
 
 constexpr int64_t kMostRanked = 64;
 
@@ -69,7 +69,8 @@ void insertion_sort(Entry<Key>* entries, int64_t n) {
     }
 }
 
-// Each entry goes to the place that is the number of those before it: no branch to predict, and it vectorises.
+// The place of an entry is the number of entries before it: no branch to predict, and it vectorises. For up to
+// kMostRanked entries.
 template <typename Key>
 void rank_sort(Entry<Key>* entries, Entry<Key>* scratch, int64_t n) {
     constexpr int64_t kStep = 8;
@@ -91,7 +92,7 @@ void rank_sort(Entry<Key>* entries, Entry<Key>* scratch, int64_t n) {
     for (int64_t i = 0; i < n; ++i) entries[ranks[i]] = scratch[i];
 }
 
-// Least significant digit first; a digit that is the same everywhere is skipped.
+// Least significant digit first; a digit that all keys share is skipped. The result is in the one that is returned.
 template <int kDigitBits, typename Key>
 Entry<Key>* radix_sort(Entry<Key>* entries, Entry<Key>* scratch, int64_t n) {
     constexpr int kDigits = (8 * static_cast<int>(sizeof(Key)) + kDigitBits - 1) / kDigitBits;
@@ -120,10 +121,10 @@ Entry<Key>* radix_sort(Entry<Key>* entries, Entry<Key>* scratch, int64_t n) {
     return entries;
 }
 
-// Sorts by rising key. `entries` and `scratch` hold n each; the result is in the one that is returned.
+// Sorts by ascending key. `entries` and `scratch` hold n each; the result is in the one that is returned.
 template <typename Key>
 Entry<Key>* sort_entries(Entry<Key>* entries, Entry<Key>* scratch, int64_t n) {
-    constexpr int64_t kFew = 8, kMany = 20000;  // from where the sums over more values of wider digits pay
+    constexpr int64_t kFew = 8, kMany = 20000;  // from here on fewer, wider digits pay for their longer tables
     if (n <= kFew) {
         insertion_sort(entries, n);
         return entries;

@@ -1,5 +1,5 @@
-// The thread pool, the plan cache and the kernels, used by several threads at once as a free-threaded Python uses them.
-// `make sanitize` builds this with ThreadSanitizer, which reports races; a wrong result is reported here. No Python.
+// The thread pool, the plan cache and the kernels, used by several threads at once, as in a free-threaded Python.
+// `make sanitize` builds this with ThreadSanitizer, which reports races; wrong results are reported here. No Python.
 
 #include <array>
 #include <atomic>
@@ -43,7 +43,7 @@ void from_several_threads(const Fn& fn) {
 void every_item_once() {
     from_several_threads([](int caller) {
         for (int64_t n = 1; n < 200; n += 1 + caller) {
-            std::vector<int> times(static_cast<std::size_t>(n));  // plain: two threads on one item are a race
+            std::vector<int> times(static_cast<std::size_t>(n));  // not atomic: two threads on one item are a race
             const Outcome outcome = parallel_for(n, kWorth, kPerCall, [&](int64_t begin, int64_t end) {
                 for (int64_t i = begin; i < end; ++i) ++times[static_cast<std::size_t>(i)];
             });
@@ -78,7 +78,7 @@ void calls_that_are_cancelled() {
     from_several_threads([](int) {
         for (int i = 0; i < 3; ++i) {
             const Outcome outcome = parallel_for(100, kWorth, kPerCall, [](int64_t, int64_t) {
-                while (!poll()) std::this_thread::yield();  // for ever, but for the check
+                while (!poll()) std::this_thread::yield();  // until the check cancels it
             });
             check(outcome == Outcome::interrupted, "a call was not cancelled");
         }
@@ -133,8 +133,9 @@ Plan plan_of(const Floats& anchors) {
     const int64_t n = static_cast<int64_t>(anchors.size() / 4);
     const uint64_t mark = mark_of(anchors.data(), n);
     if (Plan known = known_plan(mark, anchors)) return known;
-    const auto made = std::make_shared<AnchorPlan<float>>(mark, anchors.data(), n, kernels().anchor_plan_size(n));
-    kernels().plan_anchors(made->anchors(), n, made->data());
+    const int64_t plan_bytes = kernels().plan_anchors({nullptr, n, nullptr});
+    const auto made = std::make_shared<AnchorPlan<float>>(mark, anchors.data(), n, plan_bytes);
+    kernels().plan_anchors({made->anchors(), n, made->data()});
     if (Plan known = known_plan(mark, anchors)) return known;
     plans.add(made);
     return made;
@@ -182,49 +183,46 @@ struct Batch {
 
     Results run(int threads) const {
         Results to;
-        const auto each = [&](int64_t rows, const auto& fn) {
-            check(parallel_for(rows, kWorth, threads, fn) == Outcome::done, "a kernel was not done");
+        const auto run_kernel = [&](const auto kernel, const auto& task, int64_t rows) {
+            const auto part = [&](int64_t begin, int64_t end) { kernel(task, begin, end); };
+            check(parallel_for(rows, kWorth, threads, part) == Outcome::done, "a kernel was not done");
         };
         const Kernels<float>& k = kernels();
         const Plan plan = plan_of(anchors);
-        const MatchTask<float> match{plan->data(), kAnchors,         truths.data(),    offsets.data(), 0.5,
-                                     0.4,          ForceMatch::best, to.gt_idx.data(), to.iou.data()};
-        each(kImages, [&](int64_t begin, int64_t end) { k.match_anchors(match, begin, end); });
-        each(kImages * kAnchors, [&](int64_t begin, int64_t end) {
-            k.decode_boxes(deltas.data(), anchors.data(), kAnchors, {0.1, 0.2}, begin, end, to.decoded.data());
-        });
-        each(kImages * kAnchors, [&](int64_t begin, int64_t end) {
-            k.box_iou(to.decoded.data(), truths.data(), kAnchors, kTruths, begin, end, to.pairs.data());
-        });
-        each(kImages, [&](int64_t begin, int64_t end) {
-            k.mine_hard_negatives(logits.data(), positive.get(), kAnchors, 3, 1, begin, end, to.mined.get());
-        });
-        const MultiboxTask<float> loss{logits.data(),    labels.data(),    kAnchors, kClasses, 3.0, 1,
-                                       to.losses.data(), to.selected.get()};
-        each(kImages, [&](int64_t begin, int64_t end) { k.multibox_cross_entropy(loss, begin, end); });
-        each(kImages * kAnchors, [&](int64_t begin, int64_t end) {
-            k.multibox_cross_entropy_gradient(logits.data(), labels.data(), to.selected.get(), 0.5f, kClasses, begin,
-                                              end, to.gradient.data());
-        });
-        const PostprocessTask<float> detect{logits.data(),
-                                            deltas.data(),
-                                            anchors.data(),
-                                            kAnchors,
-                                            kClasses,
-                                            kPlaces,
-                                            0.1,
-                                            0.45,
-                                            50,
-                                            1.0,
-                                            1.0,
-                                            Activation::softmax,
-                                            {0.1, 0.2},
-                                            to.boxes.data(),
-                                            to.scores.data(),
-                                            to.labels.data(),
-                                            to.places.data(),
-                                            to.counts.data()};
-        each(kImages, [&](int64_t begin, int64_t end) { k.postprocess_detections(detect, begin, end); });
+        const MatchAnchorsTask<float> match{plan->data(), kAnchors,         truths.data(),    offsets.data(), 0.5,
+                                            0.4,          ForceMatch::best, to.gt_idx.data(), to.iou.data()};
+        run_kernel(k.match_anchors, match, kImages);
+        const CodingTask<float> decode{deltas.data(), anchors.data(), kAnchors, {0.1, 0.2}, to.decoded.data()};
+        run_kernel(k.decode_boxes, decode, kImages * kAnchors);
+        const PairwiseTask<float> pairs{to.decoded.data(), truths.data(), kAnchors, kTruths, to.pairs.data()};
+        run_kernel(k.box_iou, pairs, kImages * kAnchors);
+        const MineHardNegativesTask<float> mine{logits.data(), positive.get(), kAnchors, 3, 1, to.mined.get()};
+        run_kernel(k.mine_hard_negatives, mine, kImages);
+        const MultiboxCrossEntropyTask<float> loss{logits.data(),    labels.data(),    kAnchors, kClasses, 3.0, 1,
+                                                   to.losses.data(), to.selected.get()};
+        run_kernel(k.multibox_cross_entropy, loss, kImages);
+        const MultiboxCrossEntropyGradientTask<float> gradient{logits.data(), labels.data(), to.selected.get(),
+                                                               kClasses,      0.5,           to.gradient.data()};
+        run_kernel(k.multibox_cross_entropy_gradient, gradient, kImages * kAnchors);
+        const PostprocessDetectionsTask<float> detect{logits.data(),
+                                                      deltas.data(),
+                                                      anchors.data(),
+                                                      kAnchors,
+                                                      kClasses,
+                                                      kPlaces,
+                                                      0.1,
+                                                      0.45,
+                                                      50,
+                                                      1.0,
+                                                      1.0,
+                                                      Activation::softmax,
+                                                      {0.1, 0.2},
+                                                      to.boxes.data(),
+                                                      to.scores.data(),
+                                                      to.labels.data(),
+                                                      to.places.data(),
+                                                      to.counts.data()};
+        run_kernel(k.postprocess_detections, detect, kImages);
         return to;
     }
 };
@@ -247,9 +245,10 @@ void plans_of_many_anchors() {
     }
     from_several_threads([&](int caller) {
         for (std::size_t i = 0; i < 2 * batches.size(); ++i) {
-            const std::size_t at = (i * static_cast<std::size_t>(2 * caller + 1)) % batches.size();
-            check(plan_of(batches[at].anchors)->is_of(batches[at].anchors.data(), kAnchors), "a plan of other anchors");
-            if (i % 8 == 0) check(batches[at].run(1) == alone[at], "a result with a kept plan");
+            const std::size_t chosen = (i * static_cast<std::size_t>(2 * caller + 1)) % batches.size();
+            const Floats& anchors = batches[chosen].anchors;
+            check(plan_of(anchors)->is_of(anchors.data(), kAnchors), "a plan of other anchors");
+            if (i % 8 == 0) check(batches[chosen].run(1) == alone[chosen], "a result with a kept plan");
         }
     });
 }

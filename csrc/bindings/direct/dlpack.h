@@ -1,5 +1,5 @@
-// The exchange of arrays by function pointers that DLPack defines (github.com/dmlc/dlpack, version 1.3): one call tells
-// what takes seven questions in Python. A type that takes part offers it in a capsule.
+// The exchange of arrays by function pointers that DLPack defines (github.com/dmlc/dlpack, version 1.3): one call gives
+// what takes seven attributes in Python. A type that supports it has a capsule with the functions.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,7 +10,7 @@ namespace fastssd::dlpack {
 
 namespace py = pybind11;
 
-// As the standard lays them out, with its names; what nobody uses here is a plain pointer.
+// Layout and names as in the standard; functions that are not used here are plain pointers.
 struct DLTensor {
     void* data;
     struct {
@@ -35,7 +35,7 @@ struct ExchangeApi {
     void* stream;
 };
 
-// What the arrays of this Python type are looked at with; null where the type offers nothing that is known here.
+// The function that examines arrays of this Python type; null where the type has none that is known here.
 inline decltype(ExchangeApi::view) view_of(const py::handle& type) {
     const py::object capsule = py::getattr(type, "__dlpack_c_exchange_api__", py::none());
     if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;

@@ -1,17 +1,17 @@
-// Kept boxes by class, each of which is compared with all: for few, and for those that no bound of support/grid.h holds
-// for.
+// The boxes that an NMS has kept, by class. A box is compared with all kept boxes of its class: for few boxes, and for
+// boxes too small for the bounds of a grid (OverlapTest::tiny).
 #pragma once
 
 #include <cstdint>
 
-#include "ops/iou.h"
+#include "geometry/box.h"
 #include "support/buffer.h"
 #include "support/math.h"
 #include "support/select.h"
 
 namespace fastssd::FASTSSD_ISA {
 
-// The kept boxes of each class, in blocks of kLanes, the newest first.
+// In blocks of kLanes boxes, the newest block first.
 template <typename T>
 class KeptBoxes {
   public:
@@ -39,7 +39,7 @@ class KeptBoxes {
         if (lane == 0) {
             blocks_.reserve(num_blocks_ + 1, num_blocks_);
             Block& block = blocks_[num_blocks_];
-            block = {};  // empty lanes overlap nothing
+            block = {};  // lanes without a box overlap nothing
             block.next = of.newest;
             of.newest = num_blocks_++;
         }
@@ -69,8 +69,8 @@ class KeptBoxes {
                positive_part(smaller(box.y2, block.y2[i]) - larger(box.y1, block.y1[i]));
     }
 
-    // Whether any lane may overlap too much: inter / (sum - inter) > t says inter > t / (1 + t) * sum, by far less than
-    // the 1e-5 that share_ leaves for rounding. (And where the product underflows, rounding cannot pass inter.)
+    // Whether any lane may overlap too much: inter / (sum - inter) > t means inter > t / (1 + t) * sum, and rounding is
+    // far smaller than the 1e-5 that share_ leaves for it. (Where the product underflows, it is still at most inter.)
     bool near(const Box<T>& box, const Block& block) const {
         SignedKeyOf<T> any = 0;
         for (int64_t i = 0; i < kLanes; ++i) {
@@ -79,7 +79,7 @@ class KeptBoxes {
         return any != 0;
     }
 
-    // No check of the union: it is negative for no pair, and where it is 0 or NaN the quotient is NaN.
+    // The union needs no check: it is never negative, and where it is 0 or NaN the quotient is NaN.
     bool overlaps(const Box<T>& box, const Block& block) const {
         SignedKeyOf<T> any = 0;
         for (int64_t i = 0; i < kLanes; ++i) {

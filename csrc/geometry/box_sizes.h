@@ -1,60 +1,62 @@
-// What many boxes are like, so that a few that are far larger, smaller or further away do not count.
+// Typical sizes and distances of many boxes, on which a few far larger, smaller or more distant boxes have no effect.
 #pragma once
 
 #include <cstdint>
 #include <limits>
 
-#include "ops/boxes.h"
+#include "geometry/box.h"
+#include "geometry/overlap.h"
 #include "support/math.h"
-#include "support/overlap.h"
 #include "support/sort.h"
 
 namespace fastssd::FASTSSD_ISA {
 
-// How far off a centre may be, and what is computed from it, as a share of its coordinate.
+// The largest error of a centre, and of what is computed from it, as a share of its coordinate.
 template <typename T>
 constexpr T kCentreError = 4 * std::numeric_limits<T>::epsilon();
 
-// Some numbers out of many, in order, so that those that lie far off stand at the ends and can be left out.
+// A sorted sample of many numbers, without the lowest and the highest few.
 template <typename T>
 class Sample {
   public:
     static constexpr int64_t kSize = 32;
 
-    // number(i) is one of i = 0 to kSize - 1.
+    // number(i) is the i-th number of the sample.
     template <typename Number>
     explicit Sample(const Number& number) {
         Entry<KeyOf<T>> entries[kSize], scratch[kSize];
         T values[kSize];
         for (int64_t i = 0; i < kSize; ++i) {
             values[i] = number(i);
-            entries[i] = {rising_key(values[i]), static_cast<uint32_t>(i)};
+            entries[i] = {ascending_key(values[i]), static_cast<uint32_t>(i)};
         }
         rank_sort(entries, scratch, kSize);
         for (int64_t i = 0; i < kSize; ++i) sorted_[i] = static_cast<double>(values[entries[i].index]);
     }
 
-    double low() const { return sorted_[kOff]; }
-    double high() const { return sorted_[kSize - 1 - kOff]; }
+    double low() const { return sorted_[kLeftOut]; }
+    double high() const { return sorted_[kSize - 1 - kLeftOut]; }
     double mean() const {
         double sum = 0;
-        for (int64_t i = kOff; i < kSize - kOff; ++i) sum += sorted_[i] / static_cast<double>(kSize - 2 * kOff);
+        for (int64_t i = kLeftOut; i < kSize - kLeftOut; ++i) {
+            sum += sorted_[i] / static_cast<double>(kSize - 2 * kLeftOut);
+        }
         return sum;
     }
 
   private:
-    static constexpr int64_t kOff = kSize / 8;
+    static constexpr int64_t kLeftOut = kSize / 8;  // at each end
 
     double sorted_[kSize];
 };
 
-// What the boxes of a grid are like: the largest sides, the furthest coordinate, the mean sides (which count as a
-// square) without those that lie far off.
+// Of the boxes that can overlap: the largest sides, the largest absolute coordinate, and the mean sides of a sample,
+// which a grid takes as the unit of its cells.
 template <typename T>
 struct BoxSizes {
     T most[2], furthest;
     double mean[2];
-    bool thin, tiny;  // whether more than a few are far longer one way than the other, and whether any is tiny
+    bool thin, tiny;  // whether some boxes are far longer on one axis than on the other; whether any box is tiny
 
     using Flag = typename Bits<T>::Signed;  // as wide as T, so that loops vectorise
 
@@ -96,7 +98,7 @@ struct BoxSizes {
         thin = num_thin > 1;
     }
 
-    // Where none is tiny, far larger than most or far away, and few are thin, less has to be asked of each box.
+    // No box is tiny, far larger than most or far away, and few are thin: then a grid needs fewer steps for each box.
     bool regular() const {
         const double least = smaller(mean[0], mean[1]), error = static_cast<double>(kCentreError<T>);
         return !thin && !tiny && static_cast<double>(most[0]) <= 4 * mean[0] &&

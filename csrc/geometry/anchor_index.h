@@ -1,16 +1,15 @@
-// Anchors, which are the same in every call, laid out so that a box meets only those that can matter to it. They are
-// divided by halves, as in a k-d tree over place and size, into blocks of 16; 16 blocks are a group. A block and a
-// group have bounds, and from the bounds follows an IoU that no anchor inside exceeds. The bound is computed by the
-// very operations of iou_of, each of which is monotone after rounding too, so it holds to the last bit and needs no
-// margin.
+// Anchors, which are the same in every call, arranged so that a box is compared only with those that can matter to it.
+// They are divided into halves again and again, as in a k-d tree over place and size, down to blocks of 16; 16 blocks
+// are a group. Blocks and groups have bounds, which give an IoU that no anchor inside exceeds. The bound is computed
+// with the same operations as iou_of, and each of them is monotone after rounding too. So the bound holds to the last
+// bit and needs no margin.
 #pragma once
 
-#include "ops/boxes.h"
-#include "ops/iou.h"
+#include "geometry/box.h"
 #include "support/buffer.h"
-#include "support/masks.h"
 #include "support/math.h"
 #include "support/poll.h"
+#include "support/simd.h"
 
 namespace fastssd::FASTSSD_ISA {
 
@@ -18,7 +17,7 @@ constexpr int64_t kBlock = kMaskWidth;  // anchors in a block, blocks in a group
 
 inline int64_t blocks_for(int64_t n) { return (n + kBlock - 1) / kBlock; }
 
-// What encloses the boxes of each of 16 sets: the hull, the largest width and height, the smallest area.
+// For each of 16 sets of boxes: the hull, the largest width and height, the smallest area.
 template <typename T>
 struct Bounds {
     T x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], width[kBlock], height[kBlock], area[kBlock];
@@ -38,7 +37,7 @@ struct Bounds {
         area[i] = smaller(least_area, area[i]);
     }
 
-    // An IoU that no box of a set exceeds; infinity where nothing is known.
+    // For each set, an IoU with `box` that no box in it exceeds; infinity where there is no bound.
     void most(const Box<T>& box, T* FASTSSD_RESTRICT out) const {
         for (int64_t i = 0; i < kBlock; ++i) {
             const T wide = positive_part(smaller(smaller(box.x2, x2[i]) - larger(box.x1, x1[i]), width[i]));
@@ -50,11 +49,11 @@ struct Bounds {
     }
 };
 
-// Anchors of one block by coordinate. Places that no anchor fills hold a point, whose IoU is 0.
+// The anchors of a block by coordinate. Places without an anchor hold a point, whose IoU is 0.
 template <typename T>
 struct AnchorBlock {
     T x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], area[kBlock];
-    uint32_t anchor[kBlock];  // where they stood before
+    uint32_t anchor[kBlock];  // their indices in the caller's order
 
     void iou(const Box<T>& box, T* FASTSSD_RESTRICT out) const {
         for (int64_t i = 0; i < kBlock; ++i) {
@@ -66,8 +65,9 @@ struct AnchorBlock {
         }
     }
 
-    // The same, but NaN where the union is not a positive number: for who only asks whether an IoU is larger than one
-    // that is not negative. `zero` is 0; GCC takes a comparison and a mask for max(x, 0) where it knows the 0.
+    // The same, but NaN where the union is not a positive number: enough where IoUs are only compared with numbers that
+    // are not negative. `zero` is 0, hidden from GCC, which makes a comparison and a mask of max(x, 0) where it knows
+    // it.
     void iou_or_nan(const Box<T>& box, T zero, T* FASTSSD_RESTRICT out) const {
         for (int64_t i = 0; i < kBlock; ++i) {
             const T wide = larger(smaller(box.x2, x2[i]) - larger(box.x1, x1[i]), zero);
@@ -78,7 +78,7 @@ struct AnchorBlock {
     }
 };
 
-// A view of memory of the caller's, of bytes(num_anchors), aligned as T is.
+// A view of the caller's memory, of bytes(num_anchors), aligned as T is.
 template <typename T>
 class AnchorIndex {
   public:
@@ -104,7 +104,7 @@ class AnchorIndex {
 
     int64_t size_of(int64_t block) const { return smaller(kBlock, num_anchors - block * kBlock); }
 
-    // In order, or divided so that neighbours alike stand together.
+    // In the caller's order, or divided, so that anchors of similar place and size are together.
     void build(const T* anchors, bool divided) {
         Buffer<Member> members(num_anchors);
         Pacer pacer;
@@ -125,18 +125,17 @@ class AnchorIndex {
         }
     }
 
-    // Calls visit(block) for the blocks that may matter: demand.groups(bounds) and demand.blocks(bounds, first block)
-    // say which of 16 do, where a bound is an IoU that no anchor inside exceeds.
-    template <typename Demand, typename Visit>
-    void search(const Box<T>& box, const Demand& demand, const Visit& visit) const {
+    // Calls visit(block) for every block whose bound is at least `least_iou`, which visit may raise.
+    template <typename Visit>
+    void search(const Box<T>& box, const T& least_iou, const Visit& visit) const {
         T of_group[kBlock], of_block[kBlock];
         for (int64_t row = 0; row < num_rows; ++row) {
             of_groups[row].most(box, of_group);
-            for (uint64_t groups = demand.groups(of_group); groups != 0; groups &= groups - 1) {
+            for (uint64_t groups = at_least(of_group, least_iou); groups != 0; groups &= groups - 1) {
                 const int64_t group = row * kBlock + lowest_bit(groups), first = group * kBlock;
                 if (group >= num_groups) return;
                 of_blocks[group].most(box, of_block);
-                for (uint64_t left = demand.blocks(of_block, first); left != 0; left &= left - 1) {
+                for (uint64_t left = at_least(of_block, least_iou); left != 0; left &= left - 1) {
                     const int64_t block = first + lowest_bit(left);
                     if (block >= num_blocks) return;
                     visit(block);
@@ -145,8 +144,8 @@ class AnchorIndex {
         }
     }
 
-    // The block whose bound is the largest, found by going where the bound of the group is.
-    int64_t likeliest(const Box<T>& box) const {
+    // In the group with the largest bound, the block with the largest bound.
+    int64_t most_promising(const Box<T>& box) const {
         T most[kBlock], best = T(-1);
         int64_t group = 0;
         for (int64_t row = 0; row < num_rows; ++row) {
@@ -159,7 +158,7 @@ class AnchorIndex {
     }
 
   private:
-    // Where the anchors are divided: centre and logarithm of the size, with which the IoU of neighbours falls alike.
+    // What anchors are divided by: centre and logarithm of the size. Anchors that are close in these have a large IoU.
     struct Member {
         float at[4];
         uint32_t anchor;
@@ -179,7 +178,8 @@ class AnchorIndex {
                 static_cast<uint32_t>(a)};
     }
 
-    // Sorts into groups, and these into blocks, by halves along the axis in which the members differ most.
+    // Sorts into groups, and these into blocks: halves again and again along the axis in which the members differ most.
+    // False where the call was cancelled.
     static bool divide(Member* members, int64_t size, Pacer& pacer) {
         if (size <= kBlock) return true;
         if (pacer.cancelled(20 * size)) return false;
@@ -201,7 +201,7 @@ class AnchorIndex {
         int widest = 0;
         float most = -1;
         for (int axis = 0; axis < 4; ++axis) {
-            const int log_size = axis | 2;  // distances count in sizes
+            const int log_size = axis | 2;  // distances are counted in sizes
             const float unit = axis == log_size ? 1 : std::exp((low[log_size] + high[log_size]) / 2);
             const float spread = (high[axis] - low[axis]) / unit;
             if (spread > most) most = spread, widest = axis;
@@ -209,7 +209,7 @@ class AnchorIndex {
         return widest;
     }
 
-    // Puts the lowest `count` first (Hoare's selection); count < size.
+    // Puts the lowest `count` first (Hoare's selection algorithm); count < size.
     static void select(Member* members, int64_t size, int64_t count, int axis) {
         for (int64_t begin = 0, end = size; end - begin > 1;) {
             const float a = members[begin].at[axis], b = members[(begin + end) / 2].at[axis];

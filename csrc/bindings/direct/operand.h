@@ -1,47 +1,31 @@
-// What a caller hands to an operator: a NumPy array, or a torch tensor, looked at without the Python faces, whose
-// checks and conversions cost more than a small kernel. Nothing is explained or converted here: an operand that is
-// unusual in any way is of type `other`, and then the face takes over.
+// The short ways: whole operators in one call, with the arguments of the public function in fastssd/ops, in its order.
+// They exist because the checks and conversions of the long way, in Python, cost more than a small kernel:
+// `python -m benchmarks.short_ways` prints what each of them gains. Nothing is converted or explained here. A short way
+// returns None for any argument that is unusual, and then the long way runs, which also says what is wrong.
+//
+// This file: an argument of a short way, a NumPy array or a torch tensor, examined without Python code.
 #pragma once
-
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <limits>
 #include <memory>
 #include <numeric>
 
-#include "bindings/dlpack.h"
-#include "dispatch.h"
+#include "bindings/direct/dlpack.h"
+#include "bindings/numpy.h"
 
 namespace fastssd {
 
-namespace py = pybind11;
-
-using NumpyApi = py::detail::npy_api;
-
-// Set when the module loads. No function here has a static object that is made at its first call by asking Python:
-// Python may let another thread run meanwhile, which then waits for the static with the GIL in its hands, for ever.
-inline const NumpyApi* numpy = nullptr;
-
-constexpr char kForeignByteOrder =
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    '<';
-#else
-    '>';
-#endif
-
-// Names and objects of torch. It is never imported here: who holds a tensor has done so.
+// Names and objects of torch. It is never imported here: a caller with a tensor has imported it.
 struct Torch {
     PyObject *tensor, *float32, *float64, *int64, *from_numpy;
     PyObject *dtype, *shape, *is_cpu, *requires_grad, *is_contiguous, *is_neg, *data_ptr;
     int (*view)(void* tensor, dlpack::DLTensor* out);  // null before torch 2.10
 
-    // Null where torch is not imported. Threads that come first together all look, and what one of them found stays.
+    // Null where torch is not imported. Threads that come first at the same time all look; the result of one is kept.
     static const Torch* find() {
         static std::atomic<const Torch*> found{nullptr};
         const Torch* known = found.load(std::memory_order_acquire);
@@ -54,7 +38,7 @@ struct Torch {
         return known;
     }
 
-    // References that are kept for good: Python may be gone before a static object is.
+    // References that are never released: Python may end before a static object is destroyed.
     Torch() {
         const auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("torch").ptr()));
         if (!module) {
@@ -76,15 +60,15 @@ class Operand {
     enum class Type { other, float32, float64, int64 };
     static constexpr int kMaxAxes = 8;
 
-    // Not `other`: exactly an ndarray or a torch.Tensor, C-contiguous in the CPU's memory, in native byte order,
-    // writeable where that is asked for, and of which no gradient is wanted.
+    // Of type `other` unless the object is exactly an ndarray or a torch.Tensor, C-contiguous in the CPU's memory, in
+    // native byte order, writeable where that is required, and without requires_grad.
     explicit Operand(py::handle object, bool writeable = false) {
         PyTypeObject* const kind = Py_TYPE(object.ptr());
         if (kind == numpy->PyArray_Type_) {
             read_array(object.ptr(), writeable);
         } else if (std::strcmp(kind->tp_name, "Tensor") == 0) {
             const Torch* const torch = Torch::find();
-            if (torch == nullptr || reinterpret_cast<PyObject*>(kind) != torch->tensor) return;  // of somebody else
+            if (torch == nullptr || reinterpret_cast<PyObject*>(kind) != torch->tensor) return;  // another library's
             tensor_ = true;
             if (!read_tensor(object.ptr(), *torch)) {
                 PyErr_Clear();
@@ -100,16 +84,16 @@ class Operand {
     const Py_intptr_t* shape() const { return shape_; }
     int64_t size(int axis) const { return shape_[axis < 0 ? axes_ + axis : axis]; }  // -1 is the last
 
-    // The product of the lengths but for the last `but`; 0 where one length is, because the others may then be any.
-    int64_t rows(int but) const {
+    // The product of all lengths except the last `inner`; 0 where any length is 0, because then the others may be huge.
+    int64_t rows(int inner) const {
         if (is_empty()) return 0;
-        return std::accumulate(shape_, shape_ + axes_ - but, int64_t(1), std::multiplies<>());
+        return std::accumulate(shape_, shape_ + axes_ - inner, int64_t(1), std::multiplies<>());
     }
 
-    // Whether `other` is the same kind of array and has, but for the last `but` axes, the same shape.
-    bool goes_with(const Operand& other, int but) const {
+    // Whether `other` is the same kind of array and has the same shape, except for the last `inner` axes.
+    bool goes_with(const Operand& other, int inner) const {
         return tensor_ == other.tensor_ && axes_ == other.axes_ &&
-               std::equal(shape_, shape_ + axes_ - but, other.shape_);
+               std::equal(shape_, shape_ + axes_ - inner, other.shape_);
     }
 
     template <typename T>
@@ -117,14 +101,14 @@ class Operand {
         return static_cast<T*>(data_);
     }
 
-    // An uninitialised array, and an array as what this operand is.
+    // An uninitialised array.
     template <typename T>
     static py::object fresh(int axes, const Py_intptr_t* shape) {
         PyObject* const dtype = numpy->PyArray_DescrFromType_(py::detail::npy_format_descriptor<T>::value);
         PyObject* const array =
             numpy->PyArray_NewFromDescr_(numpy->PyArray_Type_, dtype, axes, shape, nullptr, nullptr, 0, nullptr);
         if (array == nullptr) {
-            if (PyErr_ExceptionMatches(PyExc_ValueError)) {  // more bytes than an address can say
+            if (PyErr_ExceptionMatches(PyExc_ValueError)) {  // more bytes than an address can hold
                 PyErr_SetString(PyExc_MemoryError, "the output is too large");
             }
             throw py::error_already_set();
@@ -135,6 +119,7 @@ class Operand {
     static T* memory(const py::object& array) {
         return reinterpret_cast<T*>(py::detail::array_proxy(array.ptr())->data);
     }
+    // `array`, as a tensor where this operand is one.
     py::object like(py::object array) const {
         if (!tensor_) return array;
         PyObject* const tensor = PyObject_CallOneArg(Torch::find()->from_numpy, array.ptr());
@@ -174,18 +159,19 @@ class Operand {
         std::copy(array->dimensions, array->dimensions + axes_, shape_);
     }
 
-    // False also where a question raises.
+    // False also where an exception is set.
     bool read_tensor(PyObject* tensor, const Torch& torch) {
-        if (!answers(tensor, torch.requires_grad, Py_False) || !says(tensor, torch.is_neg, Py_False)) return false;
-        if (!(torch.view != nullptr ? view_tensor(tensor, torch) : ask_tensor(tensor, torch))) return false;
-        // Zeros that torch's derivatives make have no memory, and do not say so.
+        if (!attribute_is(tensor, torch.requires_grad, Py_False) || !returns(tensor, torch.is_neg, Py_False))
+            return false;
+        if (!(torch.view != nullptr ? view_tensor(tensor, torch) : query_tensor(tensor, torch))) return false;
+        // Zero tensors that torch makes in derivatives have no memory, and nothing else shows it.
         return data_ != nullptr || is_empty();
     }
 
-    static bool answers(PyObject* tensor, PyObject* attribute, const PyObject* expected) {
+    static bool attribute_is(PyObject* tensor, PyObject* attribute, const PyObject* expected) {
         return py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, attribute)).ptr() == expected;
     }
-    static bool says(PyObject* tensor, PyObject* method, const PyObject* expected) {
+    static bool returns(PyObject* tensor, PyObject* method, const PyObject* expected) {
         return py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, method)).ptr() == expected;
     }
 
@@ -219,7 +205,7 @@ class Operand {
     }
 
     // By attributes, about 50 ns each, where tensor.numpy() takes a microsecond.
-    bool ask_tensor(PyObject* tensor, const Torch& torch) {
+    bool query_tensor(PyObject* tensor, const Torch& torch) {
         const auto get = [&](PyObject* name) {
             return py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, name));
         };
@@ -233,7 +219,8 @@ class Operand {
         } else {
             return false;
         }
-        if (!answers(tensor, torch.is_cpu, Py_True) || !says(tensor, torch.is_contiguous, Py_True)) return false;
+        if (!attribute_is(tensor, torch.is_cpu, Py_True) || !returns(tensor, torch.is_contiguous, Py_True))
+            return false;
 
         const py::object shape = get(torch.shape);
         if (!shape || !PyTuple_Check(shape.ptr()) || PyTuple_GET_SIZE(shape.ptr()) > kMaxAxes) return false;
@@ -256,59 +243,10 @@ class Operand {
     Py_intptr_t shape_[kMaxAxes];
 };
 
-// Memory for several outputs side by side. Allocators give back several blocks of a few MB in each call, and keep one:
-// the page faults of three fresh outputs for 32 images of SSD300 take 3.8 ms, the kernel 0.6 ms. Above kMostBytes (60
-// such images) each output has its own memory: large blocks are fresh in every call, side by side or not, and who keeps
-// one small output would keep them all.
-class SharedBlock {
-  public:
-    static constexpr int64_t kMostBytes = int64_t(1) << 24;
-
-    explicit SharedBlock(int64_t bytes) {
-        if (bytes > kMostBytes) return;
-        const Py_intptr_t size = bytes;
-        block_ = Operand::fresh<uint8_t>(1, &size);
-        next_ = Operand::memory<char>(block_);
-    }
-
-    // An uninitialised array; of wider types first, so that each is aligned.
-    template <typename T>
-    py::object take(int axes, const Py_intptr_t* shape) {
-        if (!block_) return Operand::fresh<T>(axes, shape);
-        PyObject* const dtype = numpy->PyArray_DescrFromType_(py::detail::npy_format_descriptor<T>::value);
-        constexpr int kFlags =
-            NumpyApi::NPY_ARRAY_C_CONTIGUOUS_ | NumpyApi::NPY_ARRAY_ALIGNED_ | NumpyApi::NPY_ARRAY_WRITEABLE_;
-        const auto array = py::reinterpret_steal<py::object>(
-            numpy->PyArray_NewFromDescr_(numpy->PyArray_Type_, dtype, axes, shape, nullptr, next_, kFlags, nullptr));
-        if (!array || numpy->PyArray_SetBaseObject_(array.ptr(), block_.inc_ref().ptr()) < 0)
-            throw py::error_already_set();
-        int64_t bytes = sizeof(T);
-        for (int axis = 0; axis < axes; ++axis) bytes *= shape[axis];
-        next_ += bytes;
-        return array;
-    }
-
-  private:
-    py::object block_;
-    char* next_ = nullptr;
-};
-
-// The coder's (center, size), if they are two plain floats that it can use.
-struct DirectVariances {
-    bool good = false;
-    Variances value{};
-
-    explicit DirectVariances(py::handle given) {
-        if (!PyTuple_CheckExact(given.ptr()) || PyTuple_GET_SIZE(given.ptr()) != 2) return;
-        PyObject *const center = PyTuple_GET_ITEM(given.ptr(), 0), *const size = PyTuple_GET_ITEM(given.ptr(), 1);
-        if (!PyFloat_CheckExact(center) || !PyFloat_CheckExact(size)) return;
-        value = {PyFloat_AS_DOUBLE(center), PyFloat_AS_DOUBLE(size)};
-        const auto usable = [](double x) {
-            return x >= static_cast<double>(std::numeric_limits<float>::min()) &&
-                   x <= static_cast<double>(std::numeric_limits<float>::max());
-        };
-        good = usable(value.center) && usable(value.size);
-    }
-};
+// fn(T()) with the dtype of `operand`, which is_float().
+template <typename Fn>
+auto with_float(const Operand& operand, const Fn& fn) {
+    return operand.type() == Operand::Type::float32 ? fn(float()) : fn(double());
+}
 
 }  // namespace fastssd

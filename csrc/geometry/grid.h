@@ -1,45 +1,42 @@
-// A grid of boxes that answers: does any of them overlap this box by more than a threshold? Built for NMS, where boxes
-// are asked one by one and those that are kept go in.
+// A grid of boxes that answers: does any of them overlap this box by more than a threshold? For NMS, which asks for one
+// box after the other and inserts those that it keeps.
 //
-// An IoU over t bounds how far two boxes may differ: the ratio of their widths (heights) lies in (t, 1 / t), and their
-// centres lie closer than a multiple of the larger width. So boxes are put in classes by size, a factor of 4 wide, each
-// with cells in proportion: a box of this class or of a smaller one reaches half a cell at most. A box lies in the cell
-// of its centre, in its own class and in the larger ones within the ratio; it is compared with what lies in the two by
-// two cells around its centre, in the same classes. Cells are places in one hash table: what lands there by accident
-// costs time and changes nothing, since the overlap is computed anyway. Memory is linear in the number of boxes.
+// An IoU above t bounds how much two boxes may differ: the ratio of their widths (heights) is in (t, 1 / t), and the
+// distance of their centres is less than a multiple of the larger width. So boxes are divided into size classes, a
+// factor of 4 wide, and each class has cells in proportion: a box of the class or of a smaller one reaches at most half
+// a cell. A box is inserted in the cell of its centre, in its own class and in the larger classes within the ratio; it
+// is compared with the boxes in the two by two cells around its centre, in the same classes. Cells are buckets of one
+// hash table: boxes of other cells in the same bucket cost time and change nothing, since the overlap is computed
+// anyway. Memory is linear in the number of boxes.
 //
-// A class in which few boxes are that belong there, and many smaller ones beside them, is two tables: the smaller ones
-// look only for those that belong. A class to which no box belongs is left out.
+// A class with few boxes of its own and many smaller boxes has two tables: the smaller boxes are compared only with the
+// boxes of the class. A class without boxes of its own is left out.
 //
-// No box costs the others much. One that is far away, where coordinates are coarse, counts as if it were as large
-// as that needs, so its class has cells to match. Where many boxes are long and thin, width and height have a class
-// each: else thin boxes that cross would fill each other's cells.
+// No single box makes the others slow. Far from the origin, where coordinates are coarse, a box counts as large as the
+// error of its centre requires, so its class has cells to match. Where many boxes are long and thin, width and height
+// have separate classes: otherwise thin boxes that cross would fill each other's cells.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#include "ops/boxes.h"
-#include "support/box_sizes.h"
+#include "geometry/box.h"
+#include "geometry/box_sizes.h"
+#include "geometry/overlap.h"
 #include "support/buffer.h"
 #include "support/math.h"
-#include "support/overlap.h"
-#include "support/pack.h"
+#include "support/prefetch.h"
+#include "support/simd.h"
+#include "support/sort.h"
 
 namespace fastssd::FASTSSD_ISA {
 
-#if defined(__GNUC__)
-#define FASTSSD_PREFETCH(address) __builtin_prefetch(address)
-#else
-#define FASTSSD_PREFETCH(address) static_cast<void>(address)
-#endif
-
-// kRegular: for boxes of regular sizes.
+// kRegular: for boxes whose sizes are regular (BoxSizes).
 template <typename T, bool kRegular>
 class BoxGrid {
   public:
-    // For boxes that can overlap, all of which are among the first n >= Sample<T>::kSize of `boxes`. What it says of
-    // two tiny ones is not to be relied on (OverlapTest).
+    // For boxes that can overlap and are among the first n >= Sample<T>::kSize of `boxes`. Of two tiny boxes the answer
+    // may be wrong (OverlapTest).
     BoxGrid(const BoxColumns<T>& boxes, int64_t n, const BoxSizes<T>& sizes, const OverlapTest<T>& test)
         : test_(test),
           num_buckets_(buckets_for(n)),
@@ -52,15 +49,15 @@ class BoxGrid {
     }
 
     struct Square {
-        uint32_t buckets[4];  // of two cells by two: first the one that holds the centre
+        uint32_t buckets[4];  // of two cells by two, first the cell of the centre
     };
     struct Place {
         T center[2], size[2];
-        int first[2], last[2];  // classes of which a box may overlap this one
+        int first[2], last[2];  // the classes that this box is inserted in and compared with
         Square square;          // in the first of them
     };
 
-    // Does not look into the table, but starts to load what suppresses() will need.
+    // Does not read the table, but starts to load what suppresses() will need.
     FASTSSD_INLINE Place locate(const Box<T>& box) const {
         Place place = classes_of(box);
         place.square = square(2 * place.first[kX], 2 * place.first[kRegular ? kX : kY], place);
@@ -100,21 +97,21 @@ class BoxGrid {
     static constexpr int kMantissaBits = 8 * static_cast<int>(sizeof(T)) - 1 - kExponentBits;
     static constexpr int kClasses = (1 << (kExponentBits - 1)) + 1;
 
-    // One cache line for float. Places that are not taken hold boxes of no extent, which overlap nothing.
+    // One cache line for float. Lanes without a box hold one without extent, which overlaps nothing.
     struct Block {
         Four<T> x1, y1, x2, y2;
 
-        FASTSSD_INLINE bool full() const { return taken(kFour - 1); }
+        FASTSSD_INLINE bool full() const { return taken(Four<T>::kCount - 1); }
         FASTSSD_INLINE bool taken(int lane) const { return x2.get(lane) > x1.get(lane); }
 
         // True where that makes it full.
         FASTSSD_INLINE bool add(const Box<T>& box) {
-            const int lane = taken(0) + taken(1) + taken(2);  // no loop: it would end anywhere
+            const int lane = taken(0) + taken(1) + taken(2);  // not a loop, whose end could not be predicted
             x1.set(lane, box.x1);
             y1.set(lane, box.y1);
             x2.set(lane, box.x2);
             y2.set(lane, box.y2);
-            return lane == kFour - 1;
+            return lane == Four<T>::kCount - 1;
         }
     };
     static int64_t buckets_for(int64_t n) {
@@ -129,9 +126,9 @@ class BoxGrid {
         return static_cast<int>(((bits >> kMantissaBits) + 1) >> 1);
     }
 
-    // Calls visit(table, table) for those that a box has beside the first, until one says true. The tables of class c
-    // are 2 c and, where it has two, 2 c + 1 for the smaller boxes: a box goes into one of them and looks into both
-    // where it belongs to the class, and else goes into the second and looks into the first.
+    // Calls visit(table, table) for the tables of a box after the first, until a call returns true. Class c has table 2
+    // c and, where it has two, table 2 c + 1 for smaller boxes. A box of the class is inserted in the first and
+    // compared with both; a smaller box is inserted in the second and compared with the first.
     template <bool kToInsert, typename Visit>
     FASTSSD_INLINE bool in_further_tables(const Place& place, const Visit& visit) const {
         if (!by_aspect_) {
@@ -178,8 +175,8 @@ class BoxGrid {
         return place;
     }
 
-    // 1 is about twice the mean: there a class ends, so that most boxes are in the one below. Far away a box is as
-    // large as makes the error of its centre small.
+    // In units of about twice the mean: a class ends at 1, so that most boxes are in the class below. Far from the
+    // origin a box counts as so large that the error of its centre is small.
     FASTSSD_INLINE T class_size(T size, T center, Axis axis) const {
         if constexpr (kRegular) return positive_part(size * scale_[axis]);
         const T distance = larger(center, -center);
@@ -193,9 +190,9 @@ class BoxGrid {
         double unit[2], factor = 1;
         for (int axis = 0; axis < 2; ++axis) {
             const double largest = static_cast<double>(most[axis]) * (1 + test_.kBoundMargin);
-            // One class for all where none is far larger than most.
+            // One class for all boxes where none is far larger than most.
             unit[axis] = larger(largest <= 3 * sizes.mean[axis] ? largest : 2 * sizes.mean[axis], kTiny);
-            // No size in units overflows, so that the last class ends.
+            // So that no size in units overflows, and the last class has an end.
             constexpr double kMostUnits = 1e18;
             const double error = static_cast<double>(furthest) * static_cast<double>(kCentreError<T> * kErrorsInSize);
             factor = larger(factor, larger(largest, error) / kMostUnits / unit[axis]);
@@ -209,8 +206,8 @@ class BoxGrid {
         most_ratio_ = clamped(test_.most_ratio());
         reach_ = clamped(test_.reach());
         last_class_ = class_of(larger(class_size(most[kX], furthest, kX), class_size(most[kY], furthest, kY)));
-        // Two boxes, one of a class and one of it or a smaller one, overlap too much only where their centres are at
-        // most this multiple of the largest width of the class apart.
+        // A box of a class, and a box of the class or of a smaller one, can overlap too much only where the distance of
+        // their centres is at most this multiple of the largest width of the class.
         const double reach = test_.reach_of_longer() + 0.01;
         double largest = std::ldexp(1.0, 2 * last_class_ + 2 - (1 << (kExponentBits - 1)));
         for (int c = last_class_; c >= 0; --c, largest /= 4) {
@@ -232,7 +229,7 @@ class BoxGrid {
             ++counts[kX][place.first[kX]];
             ++counts[kY][place.first[kY]];
         }
-        // How many classes a box can be under one to whose boxes it is near enough in size.
+        // By how many classes two boxes can differ whose sizes are within the ratio.
         const int below = smaller(class_of(most_ratio_) - class_of(T(1)) + 1, last_class_);
         for (int axis = 0; axis < 2; ++axis) {
             for (int c = 0; c <= last_class_; ++c) {
@@ -249,13 +246,13 @@ class BoxGrid {
         return static_cast<T>(smaller(value, kMost));
     }
 
-    // Rises with `at`, and that is all that is asked of it.
-    static FASTSSD_INLINE int64_t cell(T at) {
+    // All that matters is that a larger coordinate never has a smaller cell.
+    static FASTSSD_INLINE int64_t cell(T coordinate) {
         constexpr T kMost = T(4e18);
-        return static_cast<int64_t>(larger(smaller(at, kMost), -kMost));
+        return static_cast<int64_t>(larger(smaller(coordinate, kMost), -kMost));
     }
 
-    // The cells within reach of the centre, which are two at most on each axis.
+    // The cells within reach of the centre: at most two on each axis.
     FASTSSD_INLINE Square square(int table_x, int table_y, const Place& place) const {
         const Span x = span(place, table_x / 2, kX), y = span(place, table_y / 2, kY);
         const uint64_t tables =
@@ -298,7 +295,7 @@ class BoxGrid {
         }
         if (!(blocks_[b[0]].full() | blocks_[b[1]].full() | blocks_[b[2]].full() | blocks_[b[3]].full())) return false;
         for (int i = 0; i < 4; ++i) {
-            if ((i % 2 == 1 && b[i] == b[i - 1]) || (i >= 2 && b[i] == b[i - 2])) continue;  // asked already
+            if ((i % 2 == 1 && b[i] == b[i - 1]) || (i >= 2 && b[i] == b[i - 2])) continue;  // compared already
             if (!blocks_[b[i]].full()) continue;
             for (uint32_t next = next_[b[i]]; next != 0; next = next_[next]) {
                 work += 4;
@@ -358,22 +355,22 @@ class BoxGrid {
         blocks_[newest].add(box);
     }
 
-    // A class begins where this many errors of a centre fit into a box.
+    // The smallest box has a size of this many errors of its centre.
     static constexpr T kErrorsInSize = 256;
 
     const OverlapTest<T> test_;
     const int64_t num_buckets_;
-    Buffer<Block> blocks_;   // the buckets, then what they overflow into
-    Buffer<uint32_t> next_;  // of a full bucket and of what it overflows into, the newest first: the next one, or 0
-    int64_t used_;
+    Buffer<Block> blocks_;   // the first blocks of all buckets, then further blocks
+    Buffer<uint32_t> next_;  // of a full block: the next block of its bucket, the newest first, or 0
+    int64_t used_;           // blocks
     T scale_[2], most_ratio_, reach_;
     T slack_;         // the largest error of a centre
     bool by_aspect_;  // classes of width and of height, else of the larger of the two
 
     const uint32_t last_bucket_;
     int last_class_;
-    // Of each class up to the last: 1 / the extent of a cell, what its boxes reach at most, whether any box belongs to
-    // it, and whether it has two tables.
+    // Of each class up to the last: 1 / the extent of a cell, the largest reach of its boxes, whether it has boxes of
+    // its own, and whether it has two tables.
     T inverse_[kClasses][2], most_reach_[kClasses][2];
     bool taken_[2][kClasses], in_two_[2][kClasses];
 };
