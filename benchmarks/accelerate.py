@@ -123,7 +123,7 @@ def main() -> None:
             for before, after in measure(name, batch, trained, options.inputs, options.rounds):
                 cells += [text_of(before), f"{text_of(after)} (**{before / after:.1f} x**)"]
             heads = "trained" if trained else "random"
-            lines.append(f"| {name}, {batch} pictures of {size[0]} x {size[1]} | {heads} | " + " | ".join(cells) + " |")
+            lines.append(f"| {name}, {batch} images of {size[0]} x {size[1]} | {heads} | " + " | ".join(cells) + " |")
             print(lines[-1], flush=True)
 
     machine = environment()

@@ -5,7 +5,7 @@
 The folder is ``chapter_computer-vision`` of https://github.com/d2l-ai/d2l-en (anchor.md, ssd.md) or of
 https://github.com/d2l-ai/d2l-pytorch-colab (anchor.ipynb, ssd.ipynb). Needs the package d2l 1.0.3 and what it imports.
 
-Every PyTorch cell of both sections runs, in order, with these replacements: pictures of the book are noise of their
+Every PyTorch cell of both sections runs, in order, with these replacements: images of the book are noise of their
 size; the bananas are generated shapes in their layout, two batches of 32; training takes one epoch of 20; nothing is
 drawn on a screen. For the run on our functions the cells that define one of them are left out and its import stands in
 their place, as a reader would do it; the package's own are routed by ``patch``. After both runs every tensor that the
@@ -54,7 +54,7 @@ def defines(cell: str) -> set[str]:
 
 
 def bananas(batch_size: int) -> tuple[Any, Any]:
-    """Generated shapes in the layout of ``d2l.load_data_bananas``: pictures [B, 3, 256, 256], labels [B, 1, 5]."""
+    """Generated shapes in the layout of ``d2l.load_data_bananas``: images [B, 3, 256, 256], labels [B, 1, 5]."""
     samples = list(shapes_dataset(PICTURES))
     pictures = torch.stack([torch.from_numpy(sample.image).permute(2, 0, 1).float() for sample in samples])
     labels = torch.stack([torch.from_numpy(np.append(0, s.boxes[0] / 256).astype(np.float32))[None] for s in samples])
@@ -85,7 +85,7 @@ class Clock:
 
 @contextlib.contextmanager
 def the_books_world() -> Iterator[None]:
-    """What the cells ask for besides the functions: pictures, data, a timer and no screen."""
+    """What the cells ask for besides the functions: images, data, a timer and no screen."""
     d2l.plt.switch_backend("agg")
     noise = np.random.default_rng(0)
     replaced: list[tuple[Any, str, Any]] = [

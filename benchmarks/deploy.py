@@ -3,7 +3,7 @@
     python benchmarks/deploy.py
 
 Every measurement is a process of its own with one thread; the ways take turns, and the first turn, which warms the disk
-up, is not counted. The time counts from the first line of Python to the detections of the first picture; the memory is
+up, is not counted. The time counts from the first line of Python to the detections of the first image; the memory is
 the most that the process had (Linux: VmHWM). Every process has to find what torch finds.
 """
 
@@ -121,7 +121,7 @@ def main() -> None:
     size = {package: megabytes(package) for package in ("onnxruntime", "torch")}
     torch = measured["checkpoint"]
     lines = [
-        "| | import, load, first picture | memory | each further picture | runtime on disk |",
+        "| | import, load, first image | memory | each further image | runtime on disk |",
         "|---|---|---|---|---|",
     ]
     for way, values in measured.items():

@@ -47,7 +47,7 @@ def boxes(count: int, span: float, size: float, seed: int) -> Tensor:
 
 
 def pyramid(per_cell: int) -> Tensor:
-    """Anchors of five maps on a picture of 800 x 1056, of three ratios and 1 or 3 scales."""
+    """Anchors of five maps on an image of 800 x 1056, of three ratios and 1 or 3 scales."""
     strides = (4, 8, 16, 32, 64) if per_cell == 3 else (8, 16, 32, 64, 128)
     scales = [[(8 if per_cell == 3 else 4) * s / 800] for s in strides]
     if per_cell == 9:

@@ -101,7 +101,7 @@ def growth(largest: int) -> dict[str, dict[str, list[tuple[int, float]]]]:
                 priors = anchors("ssd300")
                 return lambda: ops.match_anchors(priors, gt)
 
-            point("match_anchors over ground truths (8 pictures, 8732 anchors)", suffix, g, match)
+            point("match_anchors over ground truths (8 images, 8732 anchors)", suffix, g, match)
         for model in ("tinyssd", "ssd300", "ssd512"):
             priors = anchors(model)
 
@@ -109,7 +109,7 @@ def growth(largest: int) -> dict[str, dict[str, list[tuple[int, float]]]]:
                 gt, _ = truths(rng, 8, 10)
                 return lambda: ops.match_anchors(priors, gt)
 
-            point("match_anchors over anchors (8 pictures, about 10 ground truths)", suffix, len(priors), over_anchors)
+            point("match_anchors over anchors (8 images, about 10 ground truths)", suffix, len(priors), over_anchors)
         for m in (10, 30, 100, 300, 1000, 3000):
 
             def iou(m: int = m) -> Callable[[], Any]:

@@ -4,7 +4,7 @@
     python benchmarks/results.py bccd BCCD           # BCCD: a folder in Pascal VOC format with trainval and test
 
 Each run is a `fastssd` command of its own, from scratch. It is evaluated once, after its last epoch: nothing is chosen
-by the pictures that it is measured on. Runs are kept in `--runs` and not repeated.
+by the images that it is measured on. Runs are kept in `--runs` and not repeated.
 `--jobs 2` trains two seeds side by side with one thread each: other sums in the last bits, the same recipe.
 """
 
@@ -92,7 +92,7 @@ def run(recipe: Recipe, data: str, seed: int, folder: Path, threads: int) -> dic
 
 
 def coverage(data: str, target: Path) -> list[str]:
-    """What fitting the anchors to the training pictures does to coverage, as lines of a table."""
+    """What fitting the anchors to the training images does to coverage, as lines of a table."""
     target.parent.mkdir(parents=True, exist_ok=True)
     presets = fastssd("anchors", data, "--on-error", "skip", "--fit", "--out", str(target))[0]["presets"]
     rows = []
@@ -108,7 +108,7 @@ def coverage(data: str, target: Path) -> list[str]:
         "|---|---|---|---|---|---|",
         *rows,
         "",
-        f"Fitting changes the positive anchors of a picture from {positives}.",
+        f"Fitting changes the positive anchors of an image from {positives}.",
     ]
 
 
@@ -136,7 +136,7 @@ def errors(recipe: Recipe, folder: Path, data: str) -> list[str]:
 
 
 def draw_background(found: Evaluated, judged: Sequence[PictureErrors], data: DetectionDataset) -> None:
-    """The pictures with most detections on background: the annotations to the left, these detections to the right."""
+    """The images with most detections on background: the annotations to the left, these detections to the right."""
     chosen = [
         (own.kind == BACKGROUND) & (seen.scores >= SHOWN[-1])
         for own, seen in zip(judged, found.detections, strict=True)

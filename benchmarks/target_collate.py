@@ -2,7 +2,7 @@
 
     python benchmarks/target_collate.py
 
-TinySSD on generated shapes, 32 pictures a step, held in memory; then the part of a step that is not the network alone,
+TinySSD on generated shapes, 32 images a step, held in memory; then the part of a step that is not the network alone,
 also at the size of SSD300. Every number is processor time of the training process, the fastest of its
 repetitions: other work on the machine does not count. Writes into docs/integration.md.
 """
@@ -138,14 +138,14 @@ def main() -> None:
     beside = []
     for name, anchors, columns, boxes in (("TinySSD", TINYSSD.anchors(), 7, 3), ("SSD300", ssd300, 21, 8)):
         made, taken, loss = beside_the_network(anchors, columns, boxes)
-        shape = f"{BATCH} x {len(anchors)} anchors, {columns} columns, {boxes} boxes a picture"
+        shape = f"{BATCH} x {len(anchors)} anchors, {columns} columns, {boxes} boxes per image"
         beside.append(f"| {name}, {shape} | {ms(made)} | {ms(taken)} | {ms(loss)} |")
 
     machine = environment()
     block = "\n".join(
         [
             "<!-- target_collate: written by benchmarks/target_collate.py -->",
-            f"| TinySSD, {BATCH} pictures a step; targets made | taking the batch | targets | loss | the rest |",
+            f"| TinySSD, {BATCH} images a step; targets made | taking the batch | targets | loss | the rest |",
             "|---|---|---|---|---|",
             *rows,
             "",

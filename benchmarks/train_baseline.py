@@ -2,9 +2,9 @@
 
     python benchmarks/train_baseline.py DATA --epochs 20 --evaluate 10 20
 
-SGD with learning rate 0.2 and weight decay 5e-4, batches of 32 pictures at 256 x 256 held in memory, no augmentation;
+SGD with learning rate 0.2 and weight decay 5e-4, batches of 32 images at 256 x 256 held in memory, no augmentation;
 cross entropy averaged over all anchors plus the masked L1 loss averaged over all deltas, no mining; anchors matched
-picture by picture. Of fastssd it takes the data loader and the metric alone.
+image by image. Of fastssd it takes the data loader and the metric alone.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def to_center(boxes: Tensor) -> Tensor:
 
 
 def targets_of(anchors: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One picture: labels [A], deltas [A * 4], mask [A * 4]."""
+    """One image: labels [A], deltas [A * 4], mask [A * 4]."""
     matched = torch.full((len(anchors),), -1)
     if len(boxes):
         iou = pairwise_iou(anchors, boxes)  # [A, G]
@@ -132,7 +132,7 @@ def plain_nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 
 def detect(logits: Tensor, deltas: Tensor, anchors: Tensor, size: tuple[int, int]) -> ImageDetections:
-    """One picture, as fastssd is evaluated: score 0.01, NMS 0.45, the best 400 of a class, 100 of a picture."""
+    """One image, as fastssd is evaluated: score 0.01, NMS 0.45, the best 400 of a class, 100 per image."""
     scores = logits.softmax(-1)  # [A, C]
     deltas = deltas.reshape(-1, 4)
     anchor = to_center(anchors)
@@ -221,7 +221,7 @@ def main() -> None:
     net = PlainTinySSD(len(class_names))
     anchors = make_anchors()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.2, weight_decay=5e-4)
-    print(f"{len(train.images)} pictures to train on, {len(held_out.images)} to evaluate on, {len(anchors)} anchors")
+    print(f"{len(train.images)} images to train on, {len(held_out.images)} to evaluate on, {len(anchors)} anchors")
     total, total_targets = 0.0, 0.0
     for epoch in range(1, options.epochs + 1):
         started = time.perf_counter()

@@ -4,8 +4,8 @@
     python benchmarks/training_speed.py --models tinyssd --rounds 5
 
 Every way runs in a process of its own, in turn, and the medians of its rounds are compared. Before anything is timed,
-its first loss is compared with that of plain torch. A step is forward, loss, backward and optimizer on pictures that
-are there already; what it costs to make them from a data set (SSD's whole augmentation, of generated pictures of the
+its first loss is compared with that of plain torch. A step is forward, loss, backward and optimizer on images that
+are there already; what it costs to make them from a data set (SSD's whole augmentation, of generated images of the
 size of a photograph) is timed too.
 """
 
@@ -62,7 +62,7 @@ def pictures(count: int, size: int) -> list[Sample]:
 
 
 def measure(name: str, way: Way, seconds: float) -> dict[str, float]:
-    """Pictures a second of training and inference, and the loss of the first step."""
+    """Images a second of training and inference, and the loss of the first step."""
     if way.keep_memory:
         keep_freed_memory()
     torch.manual_seed(0)
@@ -115,7 +115,7 @@ def typical(call: Callable[[], object], seconds: float) -> float:
 
 
 def augmented_pictures_per_second(size: int, seconds: float) -> float:
-    """Of one process: crop, zoom-out, colour and flip of pictures of 640 x 640 in memory, as targets' pictures."""
+    """Of one process: crop, zoom-out, colour and flip of images of 640 x 640 in memory, as targets' images."""
     data = Cached(shapes_dataset(32, image_size=640))
     made = TrainSet(data, Augment(crop=0.5, zoom_out=0.5, photometric=1.0), seed=0)
     for index in range(len(data)):  # reads them
@@ -171,13 +171,13 @@ def main() -> None:
     block = "\n".join(
         [
             "<!-- speed: written by benchmarks/training_speed.py -->",
-            "| pictures a second | plain torch, float32 | " + " | ".join(list(WAYS)[1:]) + " |",
+            "| images a second | plain torch, float32 | " + " | ".join(list(WAYS)[1:]) + " |",
             "|---|" + "---:|" * len(WAYS),
             *rows,
             "",
             f"{machine['cpu']}, {machine['isa']}, threads: {torch.get_num_threads()}, "
-            f"torch {torch.__version__.split('+')[0]}; {BATCH} pictures a batch, of SSD300 2, of SSD512 1. One process "
-            f"makes {augmented:.0f} training pictures a second out of ones of 640 x 640 in memory: crop, zoom-out, "
+            f"torch {torch.__version__.split('+')[0]}; {BATCH} images a batch, of SSD300 2, of SSD512 1. One process "
+            f"makes {augmented:.0f} training images a second out of ones of 640 x 640 in memory: crop, zoom-out, "
             "colour and flip.",
             "<!-- /speed -->",
         ]

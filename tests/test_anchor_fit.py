@@ -15,7 +15,7 @@ from fastssd.ops import box_iou
 
 
 def ground_truth(seed, sizes, pictures=12):
-    """Pictures with boxes of class k around the k-th size, fractions of the picture."""
+    """Images with boxes of class k around the k-th size, fractions of the image."""
     rng = np.random.default_rng(seed)
     boxes, labels = [], []
     for _ in range(pictures):

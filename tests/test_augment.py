@@ -24,7 +24,7 @@ KINDS = {
 
 
 def square(height, width, box):
-    """A black picture with one white object."""
+    """A black image with one white object."""
     image = np.zeros((height, width, 3), np.uint8)
     x1, y1, x2, y2 = box
     image[y1:y2, x1:x2] = 255

@@ -23,7 +23,7 @@ SIZE = 16
 
 
 class Pictures(Dataset):
-    """Random pictures with boxes as fractions, torchvision's layout; some without any."""
+    """Random images with boxes as fractions, torchvision's layout; some without any."""
 
     def __len__(self) -> int:
         return 11
@@ -79,7 +79,7 @@ def test_workers_give_the_same(alone, context):
 def test_a_bad_sample_is_named(workers):
     with pytest.raises(ValueError, match=r"\(7\)(.|\n)*box 2") as error:
         batches(Broken(), num_workers=workers)
-    assert "picture 3 of the batch" in str(error.value)
+    assert "image 3 of the batch" in str(error.value)
 
 
 def test_a_batch_travels_light_and_arrives_whole():
@@ -125,18 +125,18 @@ IMAGE, BOX = torch.zeros(3, SIZE, SIZE), [[0.1, 0.1, 0.5, 0.5]]
 @pytest.mark.parametrize(
     ("samples", "error", "told"),
     [
-        ([(IMAGE, BOX, [1]), (IMAGE, [*BOX, [0, 0, np.nan, 1]], [1, 1])], ValueError, "picture 1 .*box 1"),
+        ([(IMAGE, BOX, [1]), (IMAGE, [*BOX, [0, 0, np.nan, 1]], [1, 1])], ValueError, "image 1 .*box 1"),
         ([(IMAGE, BOX, [0])], ValueError, "box 0.*label 0"),
         ([(IMAGE, BOX, [4])], ValueError, "box 0.*label 4"),
-        ([(IMAGE, BOX, [1, 2])], ValueError, "picture 0 .*labels"),
-        ([(IMAGE, BOX, [1.0])], TypeError, "picture 0 .*labels"),
+        ([(IMAGE, BOX, [1, 2])], ValueError, "image 0 .*labels"),
+        ([(IMAGE, BOX, [1.0])], TypeError, "image 0 .*labels"),
         ([(IMAGE, [[0, 0, 1]], [1])], ValueError, r"boxes.*\[G, 4\]"),
-        ([(IMAGE, [], []), (IMAGE[:, 1:], [], [])], ValueError, "picture 1 .*image"),
-        ([(IMAGE, [], []), (IMAGE.byte(), [], [])], ValueError, "picture 1 .*image"),
-        ([("a.jpg", [], [])], TypeError, "picture 0 .*image"),
+        ([(IMAGE, [], []), (IMAGE[:, 1:], [], [])], ValueError, "image 1 .*image"),
+        ([(IMAGE, [], []), (IMAGE.byte(), [], [])], ValueError, "image 1 .*image"),
+        ([("a.jpg", [], [])], TypeError, "image 0 .*image"),
         ([(IMAGE, {"boxes": BOX})], ValueError, "labels"),
         ([{"boxes": BOX, "labels": [1]}], ValueError, "image"),
-        ([IMAGE], TypeError, "picture 0"),
+        ([IMAGE], TypeError, "image 0"),
         ([], ValueError, "samples"),
     ],
 )

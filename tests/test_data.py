@@ -1,4 +1,4 @@
-"""Data sets: the three folder formats, what is wrong in them, pictures, splits, and the generated shapes."""
+"""Data sets: the three folder formats, what is wrong in them, images, splits, and the generated shapes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fastssd.data import (
 
 CLASSES = ("cat", "dog")
 WIDTH, HEIGHT = 40, 30
-# By picture: class and corners, of which every format can write the exact value.
+# By image: class and corners, of which every format can write the exact value.
 TRUTH = {
     "train": {"a": [("dog", (10, 3, 30, 24))], "b": [("cat", (0, 0, 20, 15)), ("dog", (20, 15, 40, 30))]},
     "val": {"c": [], "d": [("cat", (2, 6, 38, 27))]},
@@ -272,7 +272,7 @@ def test_voc_object(tmp_path: Path, content: str) -> None:
 
 
 def write_one_coco(root: Path, annotation: dict[str, Any]) -> Path:
-    """One picture with GOOD on line 4 and `annotation` on line 5."""
+    """One image with GOOD on line 4 and `annotation` on line 5."""
     content = coco({"x": [GOOD]})
     good, *_ = content.pop("annotations")
     lines = [
@@ -359,7 +359,7 @@ def test_difficult_and_crowds_are_marked(tmp_path: Path) -> None:
     assert load_dataset(tmp_path / "coco")[0].difficult.tolist() == [False, True]
 
 
-# ---------------------------------------------------------------------------------------------------- wrong pictures
+# ---------------------------------------------------------------------------------------------------- wrong images
 
 
 def truncate(path: Path) -> None:
@@ -637,7 +637,7 @@ def test_a_data_set_without_splits_holds_a_fifth_out(tmp_path: Path) -> None:
     assert train | holdout == ids(load_dataset(tmp_path)) == set(names)
     assert not train & holdout
     assert 10 <= len(holdout) <= 30
-    write_beside(tmp_path, ["a", "b", "c"])  # more pictures move none of the others
+    write_beside(tmp_path, ["a", "b", "c"])  # more images move none of the others
     assert ids(load_dataset(tmp_path, "holdout")) >= holdout
     assert ids(load_dataset(tmp_path, "train")) >= train
 
@@ -701,7 +701,7 @@ def test_pictures_of_background_only_are_legal_and_no_pictures_are_not(tmp_path:
         load_dataset(tmp_path, on_error="skip")
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------------------- images
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

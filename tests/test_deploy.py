@@ -1,4 +1,4 @@
-"""Export and Detector: torch's results without torch, from whatever a picture comes as."""
+"""Export and Detector: torch's results without torch, from whatever an image comes as."""
 
 from __future__ import annotations
 
@@ -200,8 +200,8 @@ def test_the_same_pixels_reach_every_network(pictures):
 
 
 WITHOUT_TORCH = {
-    "Detector": "[fastssd.Detector(path)(picture).draw() for path in (heads, nms)]",
-    "predict": "from fastssd.cli import app; app(['predict', heads, picture, '--out', out], standalone_mode=False)",
+    "Detector": "[fastssd.Detector(path)(image).draw() for path in (heads, nms)]",
+    "predict": "from fastssd.cli import app; app(['predict', heads, image, '--out', out], standalone_mode=False)",
 }
 
 
@@ -213,7 +213,7 @@ def test_an_onnx_file_needs_no_torch(files, tmp_path, way):
     Image.fromarray(shapes_dataset(1)[0].image).save(picture)
     done = python(f"""
 import sys, fastssd
-heads, nms, picture, out = {[str(path) for path in (files.heads, files.nms, picture, tmp_path / "out")]}
+heads, nms, image, out = {[str(path) for path in (files.heads, files.nms, picture, tmp_path / "out")]}
 {WITHOUT_TORCH[way]}
 print(sorted({{"torch", "onnx", "matplotlib"}} & set(sys.modules)))
 """)
@@ -236,7 +236,7 @@ def test_exporting_without_its_extra_names_it():
     assert "fastssd[export]" in done.stderr.splitlines()[-1]
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- images --------------------------------------------------------------------------------------------------------
 
 
 def test_a_picture_may_come_as_anything(files, pictures, limit, tmp_path):
@@ -289,8 +289,8 @@ def test_results_can_be_gone_through_indexed_and_drawn(detectors, pictures):
         (None, TypeError, "NoneType"),
         ([3.5], TypeError, r"pictures\[0\].*float"),
         ("missing.jpg", DataError, "missing.jpg"),
-        (b"no picture", DataError, "picture"),
-        ([np.zeros((4, 4, 3), np.uint8), b"no picture"], DataError, r"pictures\[1\]"),
+        (b"no image", DataError, "picture"),
+        ([np.zeros((4, 4, 3), np.uint8), b"no image"], DataError, r"pictures\[1\]"),
         (np.zeros((4, 4), np.uint8), ValueError, r"\[4, 4\]"),
         (np.zeros((3, 4, 4), np.uint8), ValueError, r"\[3, 4, 4\]"),
         (np.zeros((4, 4, 3)), ValueError, "float64"),
@@ -304,7 +304,7 @@ def test_what_is_no_picture_is_named(files, picture, error, named):
 
 def test_what_cannot_be_read_may_come_back_in_its_place(files, pictures, limit):
     detector = Detector(files.heads, score_threshold=limit.low, iou_threshold=limit.iou, batch_size=2)
-    several = [b"no picture", pictures[0], "missing.jpg", b"", b"no picture", pictures[1]]
+    several = [b"no image", pictures[0], "missing.jpg", b"", b"no image", pictures[1]]
     found = [*detector.stream(several, on_error="return")]
     for place, each in enumerate(found):
         if place in (1, 5):

@@ -96,7 +96,7 @@ def test_a_preset_survives_json():
 
 
 def _batch(columns=4):
-    """Three pictures, the last without objects, and outputs as a network would give them."""
+    """Three images, the last without objects, and outputs as a network would give them."""
     anchors = torch.from_numpy(TINY.anchors())
     gt_boxes = [
         torch.tensor([[0.1, 0.1, 0.5, 0.4], [0.3, 0.3, 0.9, 0.95], [0.02, 0.8, 0.08, 0.85]]),
@@ -240,7 +240,7 @@ def test_focal_presets_start_from_rare_objects():
 
 
 class _Knowing(TinySSD):
-    """Sees class 2 at one anchor of each picture: at anchor 5 of the first in its batch, 6 of the second, ..."""
+    """Sees class 2 at one anchor of each image: at anchor 5 of the first in its batch, 6 of the second, ..."""
 
     def forward(self, images):
         batch, anchors = len(images), len(self.anchors)

@@ -86,13 +86,13 @@ def test_the_report_is_one_file_that_shows_the_worst_pictures_first(tmp_path):
 
     def picture(index):
         asked.append(index)
-        return np.full((64, 80, 3), 90, np.uint8), f"picture <{index}>"
+        return np.full((64, 80, 3), 90, np.uint8), f"image <{index}>"
 
     write_report(tmp_path / "report.html", seen, there, ("a", "b & c"), picture, title="a test")
     page = (tmp_path / "report.html").read_text()
-    assert asked == [0, 2]  # two missed, one wrong; the picture without errors is not shown
+    assert asked == [0, 2]  # two missed, one wrong; the image without errors is not shown
     assert page.count("data:image/jpeg;base64") == 2
     assert page.count("<svg") == 3
     assert "b &amp; c" in page
-    assert "picture &lt;0&gt;" in page
+    assert "image &lt;0&gt;" in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)  # nothing from elsewhere

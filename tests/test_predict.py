@@ -53,13 +53,13 @@ def save_picture(path: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with two checkpoints and pictures, of which one cannot be read."""
+    """A folder with two checkpoints and images, of which one cannot be read."""
     folder = tmp_path_factory.mktemp("predict")
     for seed, name in enumerate(("model.ckpt", "other.ckpt")):
         checkpoint_of(seed, folder / name)
     for number in range(PICTURES - 1):
         save_picture(folder / "pictures" / f"{number}.png", number)
-    (folder / "pictures" / "3-broken.png").write_bytes(b"no picture")
+    (folder / "pictures" / "3-broken.png").write_bytes(b"no image")
     return folder
 
 
@@ -75,7 +75,7 @@ def out(tmp_path) -> Path:
 
 
 def predict(out: Path, *arguments: object, status: int = 1, images: str = "pictures", model: str = "model.ckpt"):
-    """One picture cannot be read, which is status 1."""
+    """One image cannot be read, which is status 1."""
     result = CliRunner().invoke(app, ["predict", model, images, "--out", str(out), *OPTIONS, *map(str, arguments)])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == status, result.output
@@ -245,7 +245,7 @@ def test_results_have_the_ids_of_the_annotations(out, tmp_path):
     names = [f"pictures/{number}.png" for number in range(PICTURES - 3)]
     file = coco_file(tmp_path / "instances.json", names, {"dog": 17, "bird": 3})
     result = predict(out, "--annotations", file)
-    assert str(file) in result.stderr  # has neither all pictures nor all classes
+    assert str(file) in result.stderr  # has neither all images nor all classes
     expected = [
         (100 + 7 * names.index(line["image"]), 17, found["score"], found["box"])
         for line in lines_of(out)

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 
 class Pictures(torch.utils.data.Dataset):
-    """What a detector computes of a picture, drawn from its number."""
+    """What a detector computes of an image, drawn from its number."""
 
     def __len__(self) -> int:
         return 8

@@ -381,7 +381,7 @@ def agree(operator: str, ref: Any, comp: Any, name: str) -> bool:
 
 
 def _same_detections(ref: Any, image: int, found: Any) -> bool:
-    """torchvision gives a dict a picture. Scores differ by ULPs, so what ties in them may change places."""
+    """torchvision gives a dict per image. Scores differ by ULPs, so what ties in them may change places."""
     count = int(ref.counts[image])
     if count != len(found["scores"]):
         return False

@@ -51,7 +51,7 @@ def anchors(model: str) -> Boxes:
 
 
 def objects(rng: np.random.Generator, n: int) -> Boxes:
-    """Boxes of objects in a picture, [n, 4] as fractions of it: many small ones, a few large."""
+    """Boxes of objects in an image, [n, 4] as fractions of it: many small ones, a few large."""
     side = np.exp(rng.uniform(np.log(0.04), np.log(0.8), (n, 1))) * np.exp(rng.normal(0, 0.3, (n, 2)))
     side = side.clip(0.02, 0.95)
     corner = rng.random((n, 2)) * (1 - side)
@@ -78,7 +78,7 @@ def sparse(rng: np.random.Generator, n: int) -> tuple[Boxes, NDArray[np.float32]
 
 
 def truths(rng: np.random.Generator, batch: int, mean: int) -> tuple[list[Boxes], list[NDArray[np.int64]]]:
-    """Ground truth of a batch: about `mean` boxes a picture, and labels."""
+    """Ground truth of a batch: about `mean` boxes per image, and labels."""
     counts = rng.integers(max(1, mean // 2), mean * 3 // 2 + 1, batch)
     return [objects(rng, n) for n in counts], [rng.integers(1, 91, n) for n in counts]
 

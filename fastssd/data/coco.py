@@ -25,7 +25,7 @@ Boxes = dict[int | str, list[Box]]  # by image id
 
 
 class Coco:
-    """``annotations/instances_<split>.json`` with folders of pictures, or ``<split>/_annotations.coco.json``."""
+    """``annotations/instances_<split>.json`` with folders of images, or ``<split>/_annotations.coco.json``."""
 
     format = "COCO JSON"
 
@@ -38,7 +38,7 @@ class Coco:
     def find(cls, root: Root) -> Coco | None:
         folders = [first_folder(root, "annotations", "Annotations"), root.path]
         found = [os.path.join(folder, name) for folder in folders if folder for name in files_in(folder, ".json")]
-        # Captions and keypoints of the same pictures may lie beside the instances.
+        # Captions and keypoints of the same images may lie beside the instances.
         instances = [path for path in found if os.path.basename(path).startswith("instances_")]
         named = [(_AROUND_SPLIT.sub("", os.path.basename(path)) or "all", path) for path in instances or found]
         for split in split_folders(root.path):
@@ -81,7 +81,7 @@ class Coco:
         return class_names, pictures
 
     def _folders(self, split: str) -> list[str]:
-        """Where the pictures of a split may lie, the likeliest first."""
+        """Where the images of a split may lie, the likeliest first."""
         bases = (os.path.dirname(self._files[split]), self._root.path)
         below = ("", split, os.path.join("images", split), "images", "data")
         folders = dict.fromkeys(os.path.normpath(os.path.join(base, name)) for base in bases for name in below)
@@ -97,7 +97,7 @@ def _is_coco(root: Root, path: str) -> bool:
 
 
 class Ids(NamedTuple):
-    """How a COCO file numbers its pictures and classes."""
+    """How a COCO file numbers its images and classes."""
 
     images: dict[str, int | str]
     """By ``file_name``."""

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 
 class Sample(NamedTuple):
-    """One picture with its G ground-truth boxes; the arrays belong to the caller."""
+    """One image with its G ground-truth boxes; the arrays belong to the caller."""
 
     image: NDArray[np.uint8]  # [H, W, 3] RGB
-    boxes: NDArray[np.float32]  # [G, 4] xyxy, pixels, inside the picture, of positive area
+    boxes: NDArray[np.float32]  # [G, 4] xyxy, pixels, inside the image, of positive area
     labels: NDArray[np.int64]  # [G] label k is class_names[k - 1]; 0 is background and never appears
     image_id: str
     difficult: NDArray[np.bool_]  # [G] VOC's `difficult`, COCO's `iscrowd`: neither learnt nor counted
@@ -87,7 +87,7 @@ class DetectionDataset(Protocol):
 
         Raises:
             IndexError: outside ``[-len, len)``.
-            DataError: the picture's pixels cannot be decoded.
+            DataError: the image's pixels cannot be decoded.
         """
         ...
 
@@ -95,5 +95,5 @@ class DetectionDataset(Protocol):
 def at(index: int, length: int) -> int:
     """`index` counted from the start, as a list counts it."""
     if not -length <= index < length:
-        raise IndexError(f"index {index} is outside a data set of {length} pictures")
+        raise IndexError(f"index {index} is outside a data set of {length} images")
     return index % length

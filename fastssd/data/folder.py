@@ -13,7 +13,7 @@ import numpy as np
 from fastssd.data.dataset import Problems, Sample, at, wrong
 from fastssd.data.images import SUFFIXES, image_size, read_image
 
-SLACK = 1.0  # pixels by which a box may leave the picture: VOC counts pixels from 1, and tools round
+SLACK = 1.0  # pixels by which a box may leave the image: VOC counts pixels from 1, and tools round
 
 _SPLIT = re.compile(r"(trainval|train|training|val|valid|validation|test|testing|holdout)[_-]?(\d*)", re.IGNORECASE)
 _SAME = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
@@ -22,7 +22,7 @@ _SAME = {"training": "train", "valid": "val", "validation": "val", "testing": "t
 class Box(NamedTuple):
     """A box as an annotation states it."""
 
-    xyxy: tuple[float, float, float, float]  # pixels, or fractions of the picture where Picture.relative
+    xyxy: tuple[float, float, float, float]  # pixels, or fractions of the image where Picture.relative
     class_name: str
     difficult: bool
     line: int | None
@@ -30,7 +30,7 @@ class Box(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture as an annotation states it."""
+    """An image as an annotation states it."""
 
     name: str  # in the data set; what the hold-out hashes
     image_id: str
@@ -52,9 +52,9 @@ class Layout(Protocol):
     def read(
         self, split: str | None, class_names: tuple[str, ...] | None, problems: Problems
     ) -> tuple[tuple[str, ...], list[Picture]]:
-        """The class names over all splits (or those given) and the pictures of one split (or all).
+        """The class names over all splits (or those given) and the images of one split (or all).
 
-        What is wrong with one box or picture goes into `problems`; what is wrong with everything is raised.
+        What is wrong with one box or image goes into `problems`; what is wrong with everything is raised.
         """
         ...
 
@@ -79,7 +79,7 @@ class Root:
         if "\0" in path:  # no file system knows it
             return False
         directory, name = os.path.split(path)
-        if directory not in self._real_directories:  # most pictures share a few folders
+        if directory not in self._real_directories:  # most images share a few folders
             self._real_directories[directory] = os.path.realpath(directory)
         real = os.path.join(self._real_directories[directory], name)
         if os.path.islink(real):
@@ -136,7 +136,7 @@ def files_in(directory: str, suffixes: str | tuple[str, ...]) -> list[str]:
     )
 
 
-def pictures_in(directory: str) -> list[str]:
+def images_in(directory: str) -> list[str]:
     return files_in(directory, SUFFIXES)
 
 
@@ -165,10 +165,10 @@ def number(text: str) -> float:
 
 
 class FolderDataset:
-    """Pictures that stay in their files, and their ground truth."""
+    """Images that stay in their files, and their ground truth."""
 
     def __init__(self, class_names: tuple[str, ...], pictures: Iterable[Picture], problems: Problems) -> None:
-        """Check `pictures` and keep the good ones; what is wrong is added to `problems`."""
+        """Check `images` and keep the good ones; what is wrong is added to `problems`."""
         label_of = {name: label for label, name in enumerate(class_names, 1)}
         boxes: list[tuple[float, float, float, float]] = []
         labels: list[int] = []
@@ -226,7 +226,7 @@ def _checked_size(picture: Picture) -> tuple[int, int]:
 
 
 def _checked_box(picture: Picture, box: Box, width: int, height: int) -> tuple[float, float, float, float]:
-    """The box in pixels, clipped to its picture."""
+    """The box in pixels, clipped to its image."""
     x1, y1, x2, y2 = box.xyxy
     if picture.relative:
         x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
@@ -236,7 +236,7 @@ def _checked_box(picture: Picture, box: Box, width: int, height: int) -> tuple[f
     elif x2 < x1 or y2 < y1:
         fault = "has its corners swapped"
     elif min(x1, y1) < -SLACK or x2 > width + SLACK or y2 > height + SLACK:
-        fault = f"leaves its picture of {width} x {height}"
+        fault = f"leaves its image of {width} x {height}"
     # Slivers may vanish in the dtype that the box will have.
     left, top, right, bottom = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
     box_width, box_height = np.float32(right) - np.float32(left), np.float32(bottom) - np.float32(top)

@@ -1,4 +1,4 @@
-"""Pictures from files: the header, checked before a pixel is decoded, and the pixels, as 8-bit RGB."""
+"""Images from files: the header, checked before a pixel is decoded, and the pixels, as 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fastssd.data.dataset import DataError, Problem
 try:
     from PIL import Image, UnidentifiedImageError
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("pictures need Pillow; install it with: pip install 'fastssd[train]'") from error
+    raise ModuleNotFoundError("images need Pillow; install it with: pip install 'fastssd[train]'") from error
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-MAX_PIXELS = 100_000_000  # a larger picture is refused by its header, before memory is spent on it
-# Nor is memory spent on a few bytes that claim to be a large picture. JPEG needs a byte for some 100 equal pixels, PNG
+MAX_PIXELS = 100_000_000  # a larger image is refused by its header, before memory is spent on it
+# Nor is memory spent on a few bytes that claim to be a large image. JPEG needs a byte for some 100 equal pixels, PNG
 # one for 350 (RGB); WebP has no limit.
 MAX_PIXELS_PER_BYTE, ALWAYS_PIXELS = 1000, 10_000_000
 
@@ -41,7 +41,7 @@ _ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """The picture as a person sees it: upright (EXIF orientation applied), 8-bit RGB.
+    """The image as a person sees it: upright (EXIF orientation applied), 8-bit RGB.
 
     Greyscale and palettes are expanded; of 16 bits the high byte is kept; what is transparent stands on white; CMYK
     is converted without its colour profile; of several frames the first is taken.
@@ -50,8 +50,8 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         uint8 [H, W, 3], writable.
 
     Raises:
-        DataError: the file is missing, no picture, of more than ``MAX_PIXELS`` or of more pixels than its bytes can
-            show, truncated, or of a pixel type without a defined range (32-bit). A truncated picture is never filled
+        DataError: the file is missing, no image, of more than ``MAX_PIXELS`` or of more pixels than its bytes can
+            show, truncated, or of a pixel type without a defined range (32-bit). A truncated image is never filled
             up, whatever ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says.
     """
     try:
@@ -122,7 +122,7 @@ def _open(file: IO[bytes], length: int) -> Image.Image:
     _check(image)
     pixels = image.width * image.height
     if pixels > max(ALWAYS_PIXELS, length * MAX_PIXELS_PER_BYTE):
-        raise ValueError(f"{length} bytes state a picture of {image.width} x {image.height} pixels, which is not one")
+        raise ValueError(f"{length} bytes state an image of {image.width} x {image.height} pixels, which is not one")
     return image
 
 
@@ -132,7 +132,7 @@ def _check(image: Image.Image) -> None:
         raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS} (fastssd.data.images.MAX_PIXELS)")
     # Pillow has called a 16-bit greyscale "I" too, which otherwise is 32-bit.
     if image.mode not in _MODES and not (image.mode == "I" and image.format in ("PNG", "PPM")):
-        raise ValueError(f"pixel type {image.mode!r} has no defined range; convert the picture to 8-bit RGB")
+        raise ValueError(f"pixel type {image.mode!r} has no defined range; convert the image to 8-bit RGB")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -172,5 +172,5 @@ def _as_data_error(path: str | os.PathLike[str], error: Exception) -> Exception:
         return error
     message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if isinstance(error, UnidentifiedImageError):
-        message = f"not a picture in one of the formats {', '.join(_FORMATS)}"
-    return DataError(Problem(os.fspath(path), None, f"cannot be read as a picture: {message or type(error).__name__}"))
+        message = f"not an image in one of the formats {', '.join(_FORMATS)}"
+    return DataError(Problem(os.fspath(path), None, f"cannot be read as an image: {message or type(error).__name__}"))

@@ -15,10 +15,10 @@ from fastssd.data.shapes import shapes_dataset
 from fastssd.data.voc import Voc
 from fastssd.data.yolo import Yolo
 
-HOLDOUT = 0.2  # share of the pictures held out where a data set has one split or none
+HOLDOUT = 0.2  # share of the images held out where a data set has one split or none
 
 _FORMATS: dict[type[Voc | Coco | Yolo], str] = {
-    Voc: "Annotations/*.xml with JPEGImages, or *.xml beside pictures",
+    Voc: "Annotations/*.xml with JPEGImages, or *.xml beside images",
     Coco: "annotations/*.json, or <split>/_annotations.coco.json",
     Yolo: "data.yaml, or images with labels",
 }
@@ -38,13 +38,13 @@ def load_dataset(
 ) -> DetectionDataset:
     """Load a Pascal VOC, COCO JSON or YOLO text data set, told apart by what lies in its folder.
 
-    Everything but the pixels is checked here: annotations, paths, picture headers (``docs/data.md`` lists the checks).
+    Everything but the pixels is checked here: annotations, paths, image headers (``docs/data.md`` lists the checks).
 
     Args:
-        path: the folder; or ``"shapes"`` or ``"shapes:COUNT"`` for generated pictures (:func:`shapes_dataset`): COUNT
+        path: the folder; or ``"shapes"`` or ``"shapes:COUNT"`` for generated images (:func:`shapes_dataset`): COUNT
             (1000) in split ``"train"``, a fifth of it in ``"test"``. A folder of that name is ``"./shapes"``.
-        split: one of :func:`available_splits`; None for every picture of all splits (of shapes: ``"train"``).
-        on_error: ``"raise"``, or ``"skip"`` to leave out the boxes and pictures that are wrong and list them in
+        split: one of :func:`available_splits`; None for every image of all splits (of shapes: ``"train"``).
+        on_error: ``"raise"``, or ``"skip"`` to leave out the boxes and images that are wrong and list them in
             ``.problems``. What makes the whole data set unusable is raised in either case.
         class_names: the classes, in the order of their labels; a box of another class is an error. Default: those of
             all splits, sorted by name (VOC), by category id (COCO), or as listed (YOLO).
@@ -76,7 +76,7 @@ def load_dataset(
     if problems and on_error == "raise":
         raise DataError(*problems)
     if not len(dataset):
-        problems.insert(0, Problem(os.fspath(path), None, "holds no picture that can be used"))
+        problems.insert(0, Problem(os.fspath(path), None, "holds no image that can be used"))
         raise DataError(*problems)
     return dataset
 
@@ -84,8 +84,8 @@ def load_dataset(
 def available_splits(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """The names that `split` can have in :func:`load_dataset`.
 
-    A data set with one split or none has ``"train"`` and ``"holdout"``: a fifth of the pictures, chosen by a hash of
-    their names, so that a picture stays on its side when others come and go.
+    A data set with one split or none has ``"train"`` and ``"holdout"``: a fifth of the images, chosen by a hash of
+    their names, so that an image stays on its side when others come and go.
     """
     return _SHAPES_SPLITS if _shapes(path) is not None else _splits(_layout(path))
 
@@ -140,7 +140,7 @@ def _check_split(path: str | os.PathLike[str], split: str | None, splits: Sequen
 
 
 def _held_out(pictures: Sequence[Picture]) -> set[str]:
-    """Names of the pictures to evaluate on."""
+    """Names of the images to evaluate on."""
 
     def share(name: str) -> float:
         return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:4], "big") / 2**32
@@ -160,6 +160,6 @@ def _checked(class_names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _shapes(path: str | os.PathLike[str]) -> int | None:
-    """How many pictures ``"shapes:COUNT"`` asks for; None for a folder."""
+    """How many images ``"shapes:COUNT"`` asks for; None for a folder."""
     match = _SHAPES.fullmatch(path) if isinstance(path, str) else None
     return int(match[1] or 1000) if match else None

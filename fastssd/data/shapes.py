@@ -1,4 +1,4 @@
-"""Shapes: a generated detection set, for demonstrations and tests. A picture is drawn when it is asked for."""
+"""Shapes: a generated detection set, for demonstrations and tests. An image is drawn when it is asked for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from fastssd.data.dataset import Problem, Sample, at
 
 CLASS_NAMES = ("circle", "cross", "rectangle", "ring", "star", "triangle")
-SMALLEST, USUAL, LARGEST = 0.05, 0.3, 0.8  # longer side of a box, as a share of the picture's
+SMALLEST, USUAL, LARGEST = 0.05, 0.3, 0.8  # longer side of a box, as a share of the image's
 MOST_OBJECTS = 6
 VISIBLE = 0.7  # share of an object that the later ones leave uncovered, at least
 CONTRAST = 80.0  # RGB distance of an object to nine tenths of what it lies on, at least
@@ -31,13 +31,13 @@ Floats = NDArray[np.float32]
 def shapes_dataset(count: int = 1000, *, seed: int = 0, image_size: int = 256) -> ShapesDataset:
     """Circles, crosses, rectangles, rings, stars and triangles on cluttered ground.
 
-    One to six objects a picture, the longer side of their boxes from 5 % to 80 % of the picture's and most often about
+    One to six objects per image, the longer side of their boxes from 5 % to 80 % of the image's and most often about
     30 %, in any colour that stands out, half of them rotated, later ones over earlier ones. Boxes are tight to the
     pixels that can be seen, of which at least 70 % are left of every object.
 
     Args:
-        count: how many pictures.
-        seed: with the index it determines a picture, in any process and order of access. Other seeds, other pictures.
+        count: how many images.
+        seed: with the index it determines an image, in any process and order of access. Other seeds, other images.
         image_size: width and height in pixels, at least 32.
 
     Raises:

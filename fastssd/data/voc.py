@@ -1,4 +1,4 @@
-"""Pascal VOC: one XML file a picture (Everingham et al., IJCV 2010)."""
+"""Pascal VOC: one XML file per image (Everingham et al., IJCV 2010)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from xml.parsers import expat
 
 from fastssd.data.dataset import DataError, Problems, wrong
-from fastssd.data.folder import Box, Picture, Root, files_in, first_folder, number, pictures_in, split_folders
+from fastssd.data.folder import Box, Picture, Root, files_in, first_folder, images_in, number, split_folders
 
 _DEEPEST = 4  # annotation/object/bndbox/xmin
 _CLASS_FLAG = re.compile(r"\S+\s+(-1|0|1)")  # a line of ImageSets/Main/<class>_<split>.txt, which is no split
@@ -34,14 +34,14 @@ class Annotation(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A picture that a split lists."""
+    """An image that a split lists."""
 
     name: str  # of its XML file, below the folder of annotations, without suffix; the image id
     listed: tuple[str, int | None]  # file and line
 
 
 class Voc:
-    """``Annotations/*.xml`` with ``JPEGImages`` and ``ImageSets/Main``, or XML files beside their pictures."""
+    """``Annotations/*.xml`` with ``JPEGImages`` and ``ImageSets/Main``, or XML files beside their images."""
 
     format = "Pascal VOC"
 
@@ -51,7 +51,7 @@ class Voc:
         self._annotations = annotations
         self._images = images
         self._entries = entries  # by split, "" where there is none
-        self._same_name: dict[str, dict[str, list[str]]] = {}  # folder -> name without suffix -> pictures
+        self._same_name: dict[str, dict[str, list[str]]] = {}  # folder -> name without suffix -> images
 
     @classmethod
     def find(cls, root: Root) -> Voc | None:
@@ -97,7 +97,7 @@ class Voc:
         return Picture(name, entry.name, path, entry.listed, annotation.path, boxes, size=size, size_line=size_line)
 
     def _picture_path(self, name: str, annotation: Annotation) -> str:
-        """The picture with the annotation's own name; ``filename``, which goes stale when files are renamed, decides
+        """The image with the annotation's own name; ``filename``, which goes stale when files are renamed, decides
         only where there is none or more than one."""
         filename, line = annotation.fields.get("filename", Field("", 1))
         folder, stem = os.path.split(os.path.join(self._images, name))
@@ -106,7 +106,7 @@ class Voc:
             raise wrong(annotation.path, line, f"{filename!r} leads out of {self._root.path}")
         if folder not in self._same_name:
             stems = self._same_name[folder] = {}
-            for picture in pictures_in(folder):
+            for picture in images_in(folder):
                 stems.setdefault(os.path.splitext(picture)[0], []).append(picture)
         found = self._same_name[folder].get(stem, [])
         if len(found) == 1:

@@ -1,4 +1,4 @@
-"""YOLO text: ``data.yaml`` with names and splits, and a text file a picture in ``labels``, which mirrors ``images``."""
+"""YOLO text: ``data.yaml`` with names and splits, and a text file per image in ``labels``, which mirrors ``images``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastssd.data.dataset import Problem, Problems, wrong
-from fastssd.data.folder import Box, Picture, Root, files_in, number, pictures_in, split_folders
+from fastssd.data.folder import Box, Picture, Root, files_in, images_in, number, split_folders
 
 _NAMES = re.compile(r"^names\s*:", re.MULTILINE)
 _SPLITS = ("train", "val", "test")  # keys of data.yaml
@@ -17,7 +17,7 @@ _NULL = ("", "~", "null", "Null", "NULL")
 
 
 class Yolo:
-    """Rows of ``class cx cy width height``, or of a class and a polygon, in fractions of the picture."""
+    """Rows of ``class cx cy width height``, or of a class and a polygon, in fractions of the image."""
 
     format = "YOLO text"
 
@@ -26,7 +26,7 @@ class Yolo:
         self._root = root
         self._file = file  # that states the names
         self._names = names  # by class index; empty where they are not stated
-        self._sources = sources  # by split, "" where there is none: folders, and files that list pictures
+        self._sources = sources  # by split, "" where there is none: folders, and files that list images
         self._base = base  # the folder that sources are relative to
 
     @classmethod
@@ -55,13 +55,13 @@ class Yolo:
         if not names:
             raise wrong(self._file, None, "names no classes; name them there or in class_names")
         pictures: list[Picture] = []
-        labelled: dict[str, set[str]] = {}  # folder of labels -> label files of its pictures
+        labelled: dict[str, set[str]] = {}  # folder of labels -> label files of its images
         chosen = [self._sources[split]] if split is not None else list(self._sources.values())
         for source in dict.fromkeys(source for sources in chosen for source in sources):
             path = self._place(source)
             if os.path.isdir(path):
                 bases = [path]
-                walked = list(_walk(self._root, path, pictures_in))
+                walked = list(_walk(self._root, path, images_in))
                 listed: list[tuple[int | None, str]] = [(None, os.path.relpath(picture, path)) for picture in walked]
                 if (labels := _label_folder(self._root, path)) != path:
                     labelled.setdefault(labels, set()).update(_label_file(self._root, picture) for picture in walked)
@@ -73,11 +73,11 @@ class Yolo:
                     picture = self._root.find(name, bases, path, line)
                     pictures.append(self._picture(picture, (path, line), names, problems))
         if pictures and not any(os.path.isfile(picture.source) for picture in pictures):
-            raise wrong(pictures[0].source, None, "is missing, and so is the label file of every other picture")
+            raise wrong(pictures[0].source, None, "is missing, and so is the label file of every other image")
         for labels, known in labelled.items():
             for stray in _walk(self._root, labels, _label_files):
                 if stray not in known:
-                    problems.append(Problem(stray, None, "holds labels of a picture that is missing"))
+                    problems.append(Problem(stray, None, "holds labels of an image that is missing"))
         return class_names or tuple(names[index] for index in sorted(names)), pictures
 
     def _place(self, source: str) -> str:
@@ -93,7 +93,7 @@ class Yolo:
         name = self._root.relative(path)
         source = _label_file(self._root, path)
         boxes = []
-        # A picture without a label file shows nothing.
+        # An image without a label file shows nothing.
         for line, row in self._root.read_lines(source) if os.path.lexists(source) else ():
             with problems.collected():
                 boxes.append(_box(source, line, row, names))
@@ -122,7 +122,7 @@ def _box(path: str, line: int, row: str, names: dict[int, str]) -> Box:
 
 
 def _label_folder(root: Root, folder: str) -> str:
-    """The folder with the labels of the pictures in `folder`: the last ``images`` on the way becomes ``labels``."""
+    """The folder with the labels of the images in `folder`: the last ``images`` on the way becomes ``labels``."""
     parts = root.relative(folder).split("/")
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
@@ -152,7 +152,7 @@ def _walk(root: Root, folder: str, names_in: Callable[[str], list[str]]) -> Iter
 def _image_folders(root: Root) -> dict[str, list[str]]:
     """Sources by split of an ``images`` folder."""
     images = root.join("images")
-    splits = [] if pictures_in(images) else split_folders(images)
+    splits = [] if images_in(images) else split_folders(images)
     return {split: [os.path.join("images", split)] for split in splits} or {"": ["images"]}
 
 

@@ -1,4 +1,4 @@
-"""The preset under the name that it has beside the models; it stands where code without torch reads it too."""
+"""The preset, importable from beside the models. It is defined in a module that code without torch can import too."""
 
 from fastssd._preset import ACTIVATIONS, CLIPS, RATIOS_4, RATIOS_6, Preset, check_size, paired_scales
 
