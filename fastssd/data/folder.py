@@ -75,7 +75,7 @@ class Root:
         return os.path.relpath(path, self.path).replace(os.sep, "/")
 
     def contains(self, path: str) -> bool:
-        """Whether `path`, links followed, lies in this folder."""
+        """Whether `path`, with links followed, is in this folder."""
         if "\0" in path:  # impossible in a file name, and an error in os.path
             return False
         directory, name = os.path.split(path)

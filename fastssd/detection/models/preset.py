@@ -1,4 +1,4 @@
-"""The preset, importable from beside the models. It is defined in a module that code without torch can import too."""
+"""The preset, for imports beside the models. It is defined where code without torch can import it too."""
 
 from fastssd._preset import ACTIVATIONS, CLIPS, RATIOS_4, RATIOS_6, Preset, check_size, paired_scales
 

@@ -122,8 +122,8 @@ class SSD(nn.Module):
             raise ValueError(f"{self.preset.name!r} cannot take {image_size} x {image_size} pixels: {reason}") from None
         if len(grids) != levels or not all(map(all, grids)):
             raise ValueError(
-                f"{self.preset.name!r} cannot take {image_size} x {image_size} pixels: its backbone gives feature maps "
-                f"{grids}, the preset has {levels}"
+                f"{self.preset.name!r} cannot take {image_size} x {image_size} pixels: expected {levels} feature maps, "
+                f"got {grids}"
             )
         if grids != self.preset.grid_sizes:
             self.other_grid_sizes += (grids,)

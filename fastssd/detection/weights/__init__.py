@@ -95,7 +95,7 @@ def read_weights(weights: str | os.PathLike[str], model: str) -> Pretrained:
         warn_unverified(path, "torch's old format has no checksums; load it and torch.save it again to get them")
     found = convert(content, os.fspath(weights))
     if found.num_columns and found.model not in (None, model):
-        raise WeightsError(f"{os.fspath(weights)} holds the weights of {found.model}, not of {model}")
+        raise WeightsError(f"{os.fspath(weights)} has the weights of {found.model}, not of {model}")
     return found
 
 

@@ -125,7 +125,7 @@ def convert(content: Any, where: str) -> Pretrained:
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]  # lufficc's and torchvision's training scripts
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{where} holds no state dict")
+        raise WeightsError(f"{where} has no state dict")
     state = {str(name).removeprefix("module."): value for name, value in content.items()}  # DataParallel's prefix
     if "head.classes.0.bias" in state or "head.classes.0.1.bias" in state:
         return Pretrained(f"fastssd ({where})", None, state)
