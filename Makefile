@@ -1,12 +1,11 @@
 # Two commands set everything up on a fresh machine with Python 3.11+, a C++17 compiler and make:
-#   make demo   train a detector on generated pictures, score it, draw its boxes (about five minutes on two cores)
+#   make demo   train a detector on generated images, measure it, draw its boxes (about five minutes on two cores)
 #   make test   lint, types, and every test
-# What looks for crashes, races and wrong bits, in about five minutes (CONTRIBUTING.md): make sanitize. Longer: make fuzz
-# Where torchvision is wanted beside: make test-hosts, make bench. Other releases of the dependencies: make test-oldest,
-# make test-newest.
+# Sanitizers and fuzzing, about five minutes (CONTRIBUTING.md): make sanitize. Longer: make fuzz. With torchvision and
+# other peers: make test-hosts, make bench. Other releases of the dependencies: make test-oldest, make test-newest.
 PYTHON ?= python3
 VENV ?= .venv
-# One known release, so that everybody tests the same. Another: make test TORCH='torch==2.14.1'
+# A fixed release, so that everybody tests the same. To use another: make test TORCH='torch==2.14.1'
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -19,7 +18,7 @@ help:
 .PHONY: FORCE
 FORCE:
 
-# An editable installation knows the modules that there were: it is made anew when one comes or goes.
+# An editable installation has a list of modules, so it must be made again when a module is added or deleted.
 MODULES := build/modules
 $(MODULES): FORCE
 	@mkdir -p build
@@ -36,14 +35,14 @@ $(READY): pyproject.toml CMakeLists.txt $(SOURCES) $(MODULES)
 	@touch $(READY)
 
 demo: $(READY)
-	@echo "== A detector, from generated pictures to drawn boxes"
+	@echo "== A detector, from generated images to drawn boxes"
 	$(BIN)/fastssd demo
 
 test: lint
 	@echo "== Tests"
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
-# No test depends on a fast or an idle machine, nor on the best instruction set. To show it:
+# These show that no test depends on a fast or idle machine, or on the best instruction set.
 BUSY ?= 4
 test-busy: $(READY)
 	@echo "== Tests beside $(BUSY) busy processes"
@@ -55,8 +54,8 @@ test-baseline: $(READY)
 	@echo "== Tests with FASTSSD_ISA=baseline"
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
-# What looks for crashes, races and wrong bits: CONTRIBUTING.md, "How fastssd is kept from breaking". Needs g++.
-# libstdc++ is loaded first too: AddressSanitizer must find its exceptions, and Python does not bring it.
+# Sanitizers and fuzzing: see "How fastssd is kept from breaking" in CONTRIBUTING.md. Needs g++.
+# libstdc++ is preloaded too, because AddressSanitizer needs its exceptions and Python does not load it.
 SANITIZE := build/sanitize
 CHECK := $(BIN)/python -m tests.sanitize
 UNDER_ASAN = FASTSSD_LIBRARY=$$(echo $(SANITIZE)/site/fastssd/_C*.so) FASTSSD_BACKEND=cpp \
@@ -64,7 +63,7 @@ UNDER_ASAN = FASTSSD_LIBRARY=$$(echo $(SANITIZE)/site/fastssd/_C*.so) FASTSSD_BA
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096
 sanitize: $(SANITIZE)/.ready $(SANITIZE)/threads
 	@echo "== ThreadSanitizer: the pool, the plan cache and the kernels from several threads"
-	@# Its addresses want no randomisation; where that may not be asked for, it says so itself.
+	@# ThreadSanitizer needs addresses without randomisation; it prints an error if setarch may not switch it off.
 	if setarch -R true 2> /dev/null; then setarch -R $(SANITIZE)/threads; else $(SANITIZE)/threads; fi
 	@echo "== AddressSanitizer and UndefinedBehaviorSanitizer: cases, odd numbers, hostile calls"
 	$(UNDER_ASAN) $(CHECK).operators
@@ -76,14 +75,14 @@ sanitize: $(SANITIZE)/.ready $(SANITIZE)/threads
 	@echo "== Broken files"
 	$(BIN)/python -m tests.fuzz_files --rounds 200
 
-# The same without an end in sight: make fuzz ROUNDS=100 SEEDS='7 8 9 10'
+# The same for as long as you like: make fuzz ROUNDS=100 SEEDS='7 8 9 10'
 ROUNDS ?= 5000
 SEEDS ?= 2 3 4 5 6 7 8 9
 fuzz: $(READY)
 	$(CHECK).differential --numba --seeds $(SEEDS)
 	$(BIN)/python -m tests.fuzz_files --rounds $(ROUNDS)
 
-# An unoptimised build of the kernels for AddressSanitizer, beside the ordinary one.
+# An unoptimised build of the kernels for AddressSanitizer, besides the usual one.
 $(SANITIZE)/.ready: $(READY) $(SANITIZE)/runtimes
 	@echo "== The kernels with AddressSanitizer and UndefinedBehaviorSanitizer"
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(SANITIZE)/site --config-settings cmake.build-type=Debug \
@@ -96,7 +95,7 @@ $(SANITIZE)/runtimes:
 	@if grep -qv / $@; then rm $@; echo "make sanitize: $(CXX) has no sanitizer runtimes (libasan, libtsan, libubsan of gcc): \
 	install them, or name a g++ that has them with CXX=" >&2; exit 1; fi
 
-# No Python in it: the pool, the plan cache and the kernels of one instruction set.
+# Without Python: the thread pool, the plan cache and the kernels of one instruction set.
 TSAN := -std=c++17 -O1 -g -fsanitize=thread -pthread -Icsrc -Wall -Wextra -Wconversion -Wshadow -Werror -Wno-psabi
 $(SANITIZE)/threads: tests/sanitize/threads.cpp $(SOURCES) $(SANITIZE)/runtimes
 	@echo "== The pool, the plan cache and the kernels with ThreadSanitizer"
@@ -114,11 +113,11 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES) tests/sanitize/threads.cpp
 
-# How every operator of every backend compares with the reference.
+# A table that compares every operator of every backend with the reference.
 table: $(READY)
 	$(BIN)/python -m tests.table
 
-# Our operators and their peers, timed side by side in an environment of its own: docs/benchmarks.md.
+# Benchmarks of our operators and their peers, in an environment of their own: docs/benchmarks.md.
 BENCH := .bench-venv/bin
 .bench-venv/.ready: pyproject.toml CMakeLists.txt $(SOURCES) $(MODULES)
 	@echo "== Environment in .bench-venv: the peers (torchvision brings gigabytes) and fastssd, compiled from this tree"
@@ -128,12 +127,12 @@ BENCH := .bench-venv/bin
 	$(BENCH)/python -m pip install --quiet --editable .
 	@touch $@
 
-# What only runs beside torchvision and the other hosts: their names on our kernels, and the examples.
+# The tests that need torchvision and the other hosts: their names on our kernels, and the examples.
 test-hosts: .bench-venv/.ready
 	$(BENCH)/python -m pytest tests/test_compat_*.py tests/test_examples.py tests/test_weights.py
 
-# The lowest release of every dependency that pyproject.toml declares, and the newest that there is.
-# Each in an environment of its own; torch brings gigabytes.
+# The tests with the lowest release of every dependency that pyproject.toml declares, and with the newest.
+# Each needs an environment of its own; torch has gigabytes.
 test-oldest: .oldest-venv/.ready
 	@echo "== Tests with the lowest declared release of every dependency"
 	.oldest-venv/bin/python -m pytest -n auto --maxprocesses 4
@@ -155,7 +154,7 @@ test-newest: .newest-venv/.ready
 bench: .bench-venv/.ready
 	$(BENCH)/python benchmarks/report.py
 
-# Two commits in alternating runs: make bench-compare A=main~1 B=main
+# Compares two commits in alternating runs: make bench-compare A=main~1 B=main
 bench-compare: .bench-venv/.ready
 	$(BENCH)/python benchmarks/compare.py $(A) $(B)
 

@@ -1,9 +1,9 @@
-"""Time torchvision's detectors before and after `accelerate`, and write the table of ``docs/integration.md``.
+"""Time torchvision's detectors before and after `accelerate`, and write the table in ``docs/integration.md``.
 
-    make bench's environment: .bench-venv/bin/python benchmarks/accelerate.py
+    .bench-venv/bin/python benchmarks/accelerate.py      # the environment of make bench
 
-What is timed is all but the network: anchors, matching, losses and their backward pass, postprocessing. Before and
-after take turns over different batches, and each pair is asked for the same answer first.
+Everything but the network is timed: anchors, matching, losses and their backward pass, postprocessing. Before and after
+take turns over different batches, and the results of each pair are compared first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BEGIN, END = "<!-- accelerate: written by benchmarks/accelerate.py -->", "<!-- /
 
 
 def check(before: Any, after: Any) -> None:
-    """Raise unless the two gave the same losses, or the same detections."""
+    """Raise if the two losses or detections differ."""
     if isinstance(before, dict):
         torch.testing.assert_close(after, before, rtol=1e-5, atol=0)
         return
@@ -41,18 +41,19 @@ def check(before: Any, after: Any) -> None:
 
 
 def class_by_class(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """torchvision's NMS, a class at a time; equal scores by index, which torchvision leaves to its sort."""
+    """torchvision's NMS per class. Equal scores are ordered by index; torchvision leaves their order to its sort."""
     kept = torch.zeros_like(scores, dtype=torch.bool)
     for label in idxs.unique():
         own = (idxs == label).nonzero()[:, 0]
         kept[own[torchvision.ops.nms(boxes[own], scores[own], iou_threshold)]] = True
-    places = kept.nonzero()[:, 0]
-    return places[scores[places].argsort(descending=True, stable=True)]
+    indices = kept.nonzero()[:, 0]
+    return indices[scores[indices].argsort(descending=True, stable=True)]
 
 
 @contextmanager
-def classes_apart() -> Iterator[None]:
-    """torchvision's NMS a class at a time, where it would shift coordinates or leave ties to chance."""
+def nms_per_class() -> Iterator[None]:
+    """Use :func:`class_by_class` in torchvision, which otherwise shifts coordinates or leaves the order of ties
+    open."""
     boxes = torchvision.ops.boxes
     before = boxes._batched_nms_coordinate_trick, boxes._batched_nms_vanilla
     boxes._batched_nms_coordinate_trick = boxes._batched_nms_vanilla = class_by_class
@@ -63,12 +64,12 @@ def classes_apart() -> Iterator[None]:
 
 
 def medians(pairs: list[tuple[Callable[[], Any], Callable[[], Any]]], rounds: int) -> tuple[float, float]:
-    """Seconds of a call before and after, over all inputs."""
+    """Median seconds of a call before and after, over all inputs."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for pair in pairs:
             for call, found in zip(pair, times, strict=True):
-                torch.manual_seed(0)  # of the samplers
+                torch.manual_seed(0)  # for the samplers
                 start = time.perf_counter()
                 call()
                 found.append(time.perf_counter() - start)
@@ -76,7 +77,7 @@ def medians(pairs: list[tuple[Callable[[], Any], Callable[[], Any]]], rounds: in
 
 
 def measure(name: str, batch: int, trained: bool, inputs: int, rounds: int) -> list[tuple[float, float]]:
-    """Seconds before and after of losses with backward, and of detection."""
+    """Median seconds before and after, of losses with backward and of detection."""
     cases = [Detector(name, batch, trained, seed) for seed in range(inputs)]
     fast = [accelerate(case.copy()) for case in cases]
     found = []
@@ -84,12 +85,12 @@ def measure(name: str, batch: int, trained: bool, inputs: int, rounds: int) -> l
         pairs = []
         for case, model in zip(cases, fast, strict=True):
             pair = tuple(lambda m=m, case=case, task=task: task(case, m) for m in (case.model, model))
-            answers = []
+            results = []
             for call in pair:
                 torch.manual_seed(0)
-                with classes_apart():
-                    answers.append(call())
-            check(*answers)
+                with nms_per_class():
+                    results.append(call())
+            check(*results)
             pairs.append(pair)
         found.append(medians(pairs, rounds))
     return found
@@ -101,10 +102,10 @@ def text_of(seconds: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="times that each input is taken")
-    parser.add_argument("--inputs", type=int, default=3, help="different batches")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch, and ours")
-    parser.add_argument("--only", default="", help="measure detectors with this in their name, keep the others' rows")
+    parser.add_argument("--rounds", type=int, default=3, help="number of calls with each input")
+    parser.add_argument("--inputs", type=int, default=3, help="number of different batches")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads of torch and of fastssd")
+    parser.add_argument("--only", default="", help="measure detectors with this in their name; keep the other rows")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
@@ -123,7 +124,7 @@ def main() -> None:
             for before, after in measure(name, batch, trained, options.inputs, options.rounds):
                 cells += [text_of(before), f"{text_of(after)} (**{before / after:.1f} x**)"]
             heads = "trained" if trained else "random"
-            lines.append(f"| {name}, {batch} pictures of {size[0]} x {size[1]} | {heads} | " + " | ".join(cells) + " |")
+            lines.append(f"| {name}, {batch} images of {size[0]} x {size[1]} | {heads} | " + " | ".join(cells) + " |")
             print(lines[-1], flush=True)
 
     machine = environment()
@@ -131,9 +132,9 @@ def main() -> None:
         BEGIN,
         *lines,
         "",
-        "All but the network: anchors, matching, losses with their backward pass; anchors and postprocessing. Medians "
-        "of a call in turns over different batches, each asked for the same answer first (of torchvision with "
-        "its classes kept apart and ties by index, see below). "
+        "Everything but the network: anchors, matching, losses with their backward pass; anchors and postprocessing. "
+        "Median times of a call; both take turns over different batches, and their results are compared first "
+        "(torchvision's with NMS per class and ties by index, see below). "
         f"{machine['cpu']}, {machine['cpus']} CPUs, {options.threads} thread{'s' * (options.threads > 1)}; "
         f"torch {torch.__version__}, torchvision {torchvision.__version__}.",
         END,

@@ -1,8 +1,7 @@
-"""Two commits side by side, in alternating runs: ``make bench-compare A=main~1 B=main``.
+"""Compare two commits in alternating runs: ``make bench-compare A=main~1 B=main``.
 
-Each is built into a folder of its own under ``build/compare``; then ``python -m fastssd.benchmark`` runs for one and
-the other in turn, and the
-medians and their ratio are printed.
+Each is built into a folder of its own in ``build/compare``. Then ``python -m fastssd.benchmark`` runs for both in turn,
+and the medians and their ratio are printed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def build(revision: str) -> Path:
-    """The folder with the package of a commit, built if it is not there yet."""
+    """The folder with the package of a commit; built if it does not exist yet."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", f"{revision}^{{commit}}"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -37,7 +36,7 @@ def build(revision: str) -> Path:
 
 
 def run(site: Path, only: str, seconds: float) -> dict[tuple[str, str], float]:
-    """Seconds of our implementations, by workload and implementation."""
+    """Median seconds of our implementations, by workload and implementation."""
     command = [sys.executable, "-m", "fastssd.benchmark", "--json", "--only", only, "--seconds", str(seconds)]
     environment = os.environ | {"PYTHONPATH": str(site)}
     done = subprocess.run(command, env=environment, cwd=site, capture_output=True, text=True, check=True)
@@ -49,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before")
     parser.add_argument("after")
-    parser.add_argument("--only", default="", help="workloads whose name has this in it")
+    parser.add_argument("--only", default="", help="run only workloads with this in their name")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.2)
     options = parser.parse_args()
@@ -60,10 +59,10 @@ def main() -> None:
             for key, value in run(sites[side], options.only, options.seconds).items():
                 times[key][side].append(value)
     print(f"{'':60}{options.before:>14}{options.after:>14}{'before / after':>17}")
-    for (workload, way), (before, after) in times.items():
+    for (workload, implementation), (before, after) in times.items():
         if before and after:
             a, b = statistics.median(before), statistics.median(after)
-            print(f"{f'{workload}: {way}':60}{a * 1e3:11.4f} ms{b * 1e3:11.4f} ms{a / b:15.2f} x")
+            print(f"{f'{workload}: {implementation}':60}{a * 1e3:11.4f} ms{b * 1e3:11.4f} ms{a / b:15.2f} x")
 
 
 if __name__ == "__main__":

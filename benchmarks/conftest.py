@@ -1,4 +1,4 @@
-"""What a saved benchmark says about the machine it ran on."""
+"""Saves with a benchmark on which machine it ran."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""Run the code cells of Dive into Deep Learning's chapter on d2l's functions and on ours: same numbers, time of each.
+"""Run the code of a chapter of Dive into Deep Learning with d2l's functions and with ours; compare results and times.
 
     python benchmarks/d2l_chapter.py PATH_TO_D2L/chapter_computer-vision
 
 The folder is ``chapter_computer-vision`` of https://github.com/d2l-ai/d2l-en (anchor.md, ssd.md) or of
 https://github.com/d2l-ai/d2l-pytorch-colab (anchor.ipynb, ssd.ipynb). Needs the package d2l 1.0.3 and what it imports.
 
-Every PyTorch cell of both sections runs, in order, with these replacements: pictures of the book are noise of their
-size; the bananas are generated shapes in their layout, two batches of 32; training takes one epoch of 20; nothing is
-drawn on a screen. For the run on our functions the cells that define one of them are left out and its import stands in
-their place, as a reader would do it; the package's own are routed by ``patch``. After both runs every tensor that the
-cells made, the trained weights among them, is compared. The table goes into docs/integration.md.
+Every PyTorch cell of both sections runs, in order, with these replacements: the images of the book are noise of the
+same size; the bananas are generated shapes in the same layout, two batches of 32; training takes one epoch instead of
+20; nothing is shown on a screen. For the run with our functions, an import replaces the cells that define one of them,
+as a reader would do it, and ``patch`` routes the functions of the package. After both runs every tensor that the cells
+made is compared, the trained weights too. The table is written into docs/integration.md.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fastssd.data import shapes_dataset
 PAGE = Path(__file__).parent.parent / "docs" / "integration.md"
 NAMES = tuple(name for name in ours.__all__ if name != "patch")
 TIMED = ("multibox_prior", "multibox_target", "multibox_detection")
-PICTURES = 64
+NUM_IMAGES = 64
 
 
 def cells(path: Path) -> list[str]:
@@ -54,18 +54,19 @@ def defines(cell: str) -> set[str]:
 
 
 def bananas(batch_size: int) -> tuple[Any, Any]:
-    """Generated shapes in the layout of ``d2l.load_data_bananas``: pictures [B, 3, 256, 256], labels [B, 1, 5]."""
-    samples = list(shapes_dataset(PICTURES))
-    pictures = torch.stack([torch.from_numpy(sample.image).permute(2, 0, 1).float() for sample in samples])
+    """Generated shapes in the layout of ``d2l.load_data_bananas``: images [B, 3, 256, 256], labels [B, 1, 5]."""
+    samples = list(shapes_dataset(NUM_IMAGES))
+    images = torch.stack([torch.from_numpy(sample.image).permute(2, 0, 1).float() for sample in samples])
     labels = torch.stack([torch.from_numpy(np.append(0, s.boxes[0] / 256).astype(np.float32))[None] for s in samples])
-    data = torch.utils.data.TensorDataset(pictures, labels)
+    data = torch.utils.data.TensorDataset(images, labels)
     return (torch.utils.data.DataLoader(data, batch_size), None)
 
 
 class Clock:
-    """Processor seconds of the calls of functions, each call the fastest of several: other work does not count."""
+    """Processor time of function calls in seconds. Each call is repeated and the fastest counts, because other
+    processes can only slow a call down."""
 
-    REPEATS, ENOUGH = 9, 3.0  # times, seconds
+    REPEATS, ENOUGH = 9, 3.0  # at most so many times, or so many seconds
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
@@ -84,8 +85,8 @@ class Clock:
 
 
 @contextlib.contextmanager
-def the_books_world() -> Iterator[None]:
-    """What the cells ask for besides the functions: pictures, data, a timer and no screen."""
+def replaced_inputs() -> Iterator[None]:
+    """Replace what the cells use besides the functions: images, data, the plot of the training, the device."""
     d2l.plt.switch_backend("agg")
     noise = np.random.default_rng(0)
     replaced: list[tuple[Any, str, Any]] = [
@@ -94,7 +95,7 @@ def the_books_world() -> Iterator[None]:
         (
             d2l.torchvision.io,
             "read_image",
-            lambda *_: torch.from_numpy(shapes_dataset(PICTURES)[0].image.copy()).permute(2, 0, 1),
+            lambda *_: torch.from_numpy(shapes_dataset(NUM_IMAGES)[0].image.copy()).permute(2, 0, 1),
         ),
         (d2l, "Animator", lambda **_: type("Silent", (), {"add": lambda *_: None})()),
         (d2l, "try_gpu", d2l.cpu),
@@ -111,7 +112,7 @@ def the_books_world() -> Iterator[None]:
 
 
 def run(section: list[str], functions: dict[str, Callable[..., Any]] | None, clock: Clock) -> dict[str, Any]:
-    """The names that a section leaves behind; with `functions` in place of the cells that define them."""
+    """Run the cells of a section and return its variables; `functions` replace the cells that define them."""
     space: dict[str, Any] = {"__name__": "__main__"}
     torch.manual_seed(0)
     for cell in section:
@@ -128,7 +129,7 @@ def run(section: list[str], functions: dict[str, Callable[..., Any]] | None, clo
 
 
 def tensors(space: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Every tensor among the names, also in tuples and in a network's weights."""
+    """Every tensor among the variables, also in tuples and in the weights of networks."""
     found = {}
     for name, value in space.items():
         values = value if isinstance(value, tuple | list) else [value]
@@ -139,7 +140,7 @@ def tensors(space: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def compare(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[int, float]:
-    """How many tensors, and the largest difference of a number."""
+    """The number of tensors, and the largest difference of a value."""
     first, second = tensors(mine), tensors(theirs)
     assert first.keys() == second.keys()
     worst = 0.0
@@ -159,23 +160,23 @@ def main() -> None:
         sections[name] = cells(path)
 
     torch.set_num_threads(1)
-    rows, told = [], []
+    rows, compared = [], []
     functions = {name: getattr(ours, name) for name in NAMES}
-    with the_books_world():
+    with replaced_inputs():
         for name, title in (("anchor", "14.4, anchor boxes"), ("ssd", "14.7, SSD")):
             clocks, spaces = {"d2l": Clock(), "fastssd": Clock()}, {}
-            for who, clock in clocks.items():
-                with ours.patch() if who == "fastssd" else contextlib.nullcontext():
+            for package, clock in clocks.items():
+                with ours.patch() if package == "fastssd" else contextlib.nullcontext():
                     routed = {f: getattr(d2l, f) for f in TIMED}
                     for f, function in routed.items():
                         setattr(d2l, f, clock.wrap(f, function))
                     try:
-                        spaces[who] = run(sections[name], functions if who == "fastssd" else None, clock)
+                        spaces[package] = run(sections[name], functions if package == "fastssd" else None, clock)
                     finally:
                         for f, function in routed.items():
                             setattr(d2l, f, function)
             count, worst = compare(spaces["fastssd"], spaces["d2l"])
-            told.append(f"{count} tensors of section {title} (largest difference {worst:.2g})")
+            compared.append(f"{count} tensors of section {title} (largest difference {worst:.2g})")
             for f in TIMED:
                 before, after = (clock.seconds[f] for clock in clocks.values())
                 assert len(before) == len(after)
@@ -190,9 +191,9 @@ def main() -> None:
             "|---|---|---|---|---|",
             *rows,
             "",
-            f"Processor time: medians over the calls that the cells make, each the fastest of up to {Clock.REPEATS}; "
+            f"Processor time: medians over the calls in the cells, each the fastest of up to {Clock.REPEATS}; "
             f"{machine['cpu']}, one thread, torch {torch.__version__.split('+')[0]}. "
-            f"Compared after the runs: {' and '.join(told)}.",
+            f"Compared after the runs: {' and '.join(compared)}.",
             "<!-- /d2l -->",
         ]
     )

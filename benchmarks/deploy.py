@@ -1,10 +1,10 @@
-"""Time to the first detection and memory, with onnxruntime and with torch: writes the table of ``docs/deploy.md``.
+"""Time to the first detection and memory, with onnxruntime and with torch: writes the table in ``docs/deploy.md``.
 
     python benchmarks/deploy.py
 
-Every measurement is a process of its own with one thread; the ways take turns, and the first turn, which warms the disk
-up, is not counted. The time counts from the first line of Python to the detections of the first picture; the memory is
-the most that the process had (Linux: VmHWM). Every process has to find what torch finds.
+Every measurement is a process of its own with one thread. The ways take turns, and the first turn, which fills the disk
+cache, is not counted. The time is from the first line of Python to the detections of the first image; the memory is the
+peak of the process (Linux: VmHWM). Every process must find the same boxes as torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from fastssd.benchmark import environment
 
 PAGE = Path(__file__).parent.parent / "docs" / "deploy.md"
-WAYS = {  # what is said of it: the file, the runtime, and what it must not load
+WAYS = {  # by name in the table: the file, the runtime, and the package that must not be loaded
     "ONNX file": ("heads.onnx", "onnxruntime", "torch"),
     "ONNX file, NMS inside": ("nms.onnx", "onnxruntime", "torch"),
     "checkpoint": ("model.ckpt", "torch", "onnxruntime"),
@@ -44,14 +44,14 @@ folder, name, classes = sys.argv[1], sys.argv[2], shapes_dataset(1).class_names
 torch.manual_seed(0)
 model = build_model(name, len(classes)).eval()
 with torch.no_grad():
-    for convs, sharpness in ((model.head.classes, 15), (model.head.boxes, 10)):  # as if it had learnt something
+    for convs, factor in ((model.head.classes, 15), (model.head.boxes, 10)):  # confident, like a trained model
         for conv in convs:
-            conv.weight *= sharpness
+            conv.weight *= factor
 info = CheckpointInfo(name, classes, model.preset, {}, 1, 0, {}, None, None, [])
 save_checkpoint({"state_dict": model.state_dict(), KEY: info.to_dict()}, f"{folder}/model.ckpt")
 export_onnx(model, f"{folder}/heads.onnx", class_names=classes)
 export_onnx(model, f"{folder}/nms.onnx", class_names=classes, nms=True)
-Image.fromarray(shapes_dataset(1)[0].image).resize((640, 480)).save(f"{folder}/picture.jpg")
+Image.fromarray(shapes_dataset(1)[0].image).resize((640, 480)).save(f"{folder}/image.jpg")
 """
 
 MEASURE = """
@@ -84,7 +84,7 @@ def child(code: str, *arguments: object) -> str:
 
 
 def megabytes(package: str) -> float:
-    """What a package takes on disk."""
+    """The size of a package on disk in MiB."""
     files = importlib.metadata.files(package) or []
     return sum(file.locate().stat().st_size for file in files if file.locate().is_file()) / 2**20
 
@@ -94,10 +94,10 @@ def measure(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
 
     def run(way: str) -> dict[str, Any]:
         file, _, absent = WAYS[way]
-        return json.loads(child(MEASURE, folder / file, folder / "picture.jpg", absent))
+        return json.loads(child(MEASURE, folder / file, folder / "image.jpg", absent))
 
     ref = run("checkpoint")
-    assert ref["found"], "nothing was found, which proves nothing"
+    assert ref["found"], "no boxes were found, so there is nothing to compare"
     results: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(rounds + 1):
         for way in WAYS:
@@ -121,7 +121,7 @@ def main() -> None:
     size = {package: megabytes(package) for package in ("onnxruntime", "torch")}
     torch = measured["checkpoint"]
     lines = [
-        "| | import, load, first picture | memory | each further picture | runtime on disk |",
+        "| | import, load, first image | memory | each further image | runtime on disk |",
         "|---|---|---|---|---|",
     ]
     for way, values in measured.items():

@@ -1,7 +1,7 @@
-"""torchvision's detectors without their networks: what is left is what `accelerate` exchanges.
+"""torchvision's detectors without their networks: what remains is the part that `accelerate` replaces.
 
-Everything but the network is the real thing: anchors, matching, losses, postprocessing. The network's place is taken by
-outputs that are given: of a network that knows nothing ("random"), or of one that knows its objects ("trained").
+Anchors, matching, losses and postprocessing are torchvision's own. The network is replaced by fixed outputs: random, or
+like those of a trained network.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _CELLS = {"ssd300_vgg16": (38, 19, 10, 5, 3, 1), "ssdlite320_mobilenet_v3_large"
 
 
 class Detector:
-    """A detector, and a batch of its network's outputs with the ground truth that they were made for.
+    """A detector with a batch of network outputs, and their ground truth.
 
     Attributes:
-        model: torchvision's.
-        targets: list of dicts, as the model wants them.
-        leaves: the outputs, leaves that ask for a gradient.
+        model: of torchvision.
+        targets: list of dicts, as the model expects.
+        leaves: the outputs, leaf tensors that require a gradient.
     """
 
     def __init__(self, name: str, batch: int, trained: bool, seed: int, size: tuple[int, int] | None = None) -> None:
@@ -54,11 +54,11 @@ class Detector:
         self.model.backbone = _Backbone(self.grids)
 
     def losses(self, model: nn.Module) -> dict[str, Tensor]:
-        """The losses of the model (this one, or a copy of it) in training."""
+        """The losses of `model` (this model, or a copy of it) in training mode."""
         return model.train()(self.images, [dict(target) for target in self.targets])
 
     def step(self, model: nn.Module) -> dict[str, Tensor]:
-        """Losses and their gradients, which are left in the leaves."""
+        """The losses; their gradients are in the leaves afterwards."""
         for leaf in self.leaves.values():
             leaf.grad = None
         losses = self.losses(model)
@@ -67,11 +67,11 @@ class Detector:
 
     @torch.no_grad()
     def detect(self, model: nn.Module) -> list[dict[str, Tensor]]:
-        """The detections of the model in evaluation."""
+        """The detections of `model` in eval mode."""
         return model.eval()(self.images)
 
     def copy(self) -> Any:
-        """A copy of the model that answers with the same leaves."""
+        """A copy of the model that uses the same leaves."""
         return copy.deepcopy(self.model, {id(leaf): leaf for leaf in self.leaves.values()})
 
     # --- outputs
@@ -117,7 +117,7 @@ class Detector:
 
     def _retinanet(self, trained: bool) -> dict[str, Tensor]:
         anchors, batch = self._anchors(), len(self.images)
-        logits = self._normal(batch, len(anchors), 91, mean=-4.6, spread=0.5)  # the head's prior
+        logits = self._normal(batch, len(anchors), 91, mean=-4.6, spread=0.5)  # the mean is the prior of the head
         deltas = self._normal(batch, len(anchors), 4, spread=0.3)
         if trained:
             image, anchor, label, iou, box = self._hits(anchors)
@@ -134,7 +134,7 @@ class Detector:
         deltas = self._normal(batch, len(anchors), 4).exp_()
         centerness = self._normal(batch, len(anchors), 1)
         if trained:
-            # The points in the middle of an object, by a matching of their squares grown by five.
+            # Points near the middle of an object: those whose square, enlarged five times, matches it.
             middle, half = (anchors[:, :2] + anchors[:, 2:]) / 2, (anchors[:, 2:] - anchors[:, :2]) * 2.5
             image, anchor, label, iou, box = self._hits(torch.cat([middle - half, middle + half], 1), 0.3)
             logits -= 3
@@ -166,12 +166,12 @@ class Detector:
 
 
 def _bare(name: str) -> Any:
-    """The model with a network that is as small as it can be made: it is thrown away."""
+    """The model without memory for the weights of its network, which is replaced later."""
     options: dict[str, Any] = {} if name.startswith("ssd") else {"num_classes": 91}
     with torch.device("meta"):
         model = getattr(detection, name)(weights=None, weights_backbone=None, **options)
     generator = getattr(model, "rpn", model).anchor_generator
-    for attribute in ("cell_anchors", "_wh_pairs"):  # they were made on the meta device
+    for attribute in ("cell_anchors", "_wh_pairs"):  # made again, because they are on the meta device
         if hasattr(generator, attribute):
             fresh = type(generator)(
                 **{
@@ -207,7 +207,7 @@ class _Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         maps = [torch.zeros(1, 1, 1, 1).expand(len(images), 1, *grid) for grid in self.grids]
-        return OrderedDict((str(level), one) for level, one in enumerate(maps))
+        return OrderedDict((str(level), feature_map) for level, feature_map in enumerate(maps))
 
 
 class _Head(nn.Module):

@@ -1,9 +1,9 @@
-"""Time detectron2's and mmdetection's own functions and ours on the same inputs; the results are compared first.
+"""Time functions of detectron2 and mmdetection and ours on the same inputs; the results are compared first.
 
     python benchmarks/hosts.py [--detectron2 PATH_TO_DETECTRON2] [--mmdet]
 
-PATH_TO_DETECTRON2 is the folder that holds ``structures`` and ``modeling``, whose pure modules are loaded alone. For
-``--mmdet`` mmdet and mmcv, with its compiled NMS, must import. The tables go into docs/integration.md.
+PATH_TO_DETECTRON2 is the folder with ``structures`` and ``modeling``; only its modules in pure Python are loaded.
+``--mmdet`` needs mmdet, and mmcv with its compiled NMS. The tables are written into docs/integration.md.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from fastssd.ops import grid_anchors
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "integration.md"
-REPEATS, ENOUGH = 15, 4.0  # times, seconds
+REPEATS, ENOUGH = 15, 4.0  # at most so many times, or so many seconds
 Row = tuple[str, Callable[[], Any], Callable[[], Any]]
 
 
 def fastest(call: Callable[[], Any]) -> float:
-    """Seconds of CPU, which other work on the machine disturbs least; one thread."""
+    """CPU time of the fastest call, seconds: other processes disturb it least."""
     times: list[float] = []
     while len(times) < REPEATS and sum(times) < ENOUGH:
         start = time.process_time()
@@ -47,12 +47,12 @@ def boxes(count: int, span: float, size: float, seed: int) -> Tensor:
 
 
 def pyramid(per_cell: int) -> Tensor:
-    """Anchors of five maps on a picture of 800 x 1056, of three ratios and 1 or 3 scales."""
+    """Anchors of five feature maps of an image of 800 x 1056, with three ratios and 1 or 3 scales."""
     strides = (4, 8, 16, 32, 64) if per_cell == 3 else (8, 16, 32, 64, 128)
     scales = [[(8 if per_cell == 3 else 4) * s / 800] for s in strides]
     if per_cell == 9:
         grids = [(800 // s, 1056 // s) for s in strides for _ in range(3)]
-        scales = [[one[0] * 2 ** (i / 3)] for one in scales for i in range(3)]
+        scales = [[scale * 2 ** (i / 3)] for (scale,) in scales for i in range(3)]
     else:
         grids = [(800 // s, 1056 // s) for s in strides]
     return torch.from_numpy(grid_anchors(grids, scales, (1.0, 0.5, 2.0), image_size=(800, 1056)))
@@ -85,7 +85,7 @@ def mmdet_rows() -> Iterator[Row]:
 
     mmcv = import_module("mmcv.ops.nms")
     priors, truths = pyramid(9), boxes(20, 600, 200, 0)
-    picture = SimpleNamespace(priors=priors), SimpleNamespace(bboxes=truths, labels=torch.arange(len(truths)))
+    instances = SimpleNamespace(priors=priors), SimpleNamespace(bboxes=truths, labels=torch.arange(len(truths)))
     crowd = SimpleNamespace(bboxes=boxes(2, 600, 300, 1))
     size = f"{len(priors)} priors, {len(truths)} boxes"
     fields = ("gt_inds", "max_overlaps", "labels")
@@ -93,7 +93,7 @@ def mmdet_rows() -> Iterator[Row]:
     def assign(kind: Any, **options: Any) -> Callable[[], Any]:
         assigner = kind(pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0.0, **options)
         regions = (crowd,) if options else ()
-        return lambda: tuple(getattr(assigner.assign(*picture, *regions), field) for field in fields)
+        return lambda: tuple(getattr(assigner.assign(*instances, *regions), field) for field in fields)
 
     yield f"`MaxIoUAssigner`, {size}", assign(MaxIoUAssigner), assign(ours.MaxIoUAssigner)
     ignoring = {"ignore_iof_thr": 0.5}
@@ -104,7 +104,7 @@ def mmdet_rows() -> Iterator[Row]:
             lambda mode=mode: bbox_overlaps(truths, priors, mode),  # type: ignore[misc]
             lambda mode=mode: ours.bbox_overlaps(truths, priors, mode),  # type: ignore[misc]
         )
-    found = boxes(2000, 600, 100, 2).round()  # whole numbers, which mmcv's shift of classes leaves as they are
+    found = boxes(2000, 600, 100, 2).round()  # integers: exact after mmcv adds an offset for each class
     draw = torch.Generator().manual_seed(3)
     scores, classes = torch.randperm(2000, generator=draw) / 2000, torch.randint(0, 80, (2000,), generator=draw)
     dets = torch.cat([found, scores[:, None]], 1)

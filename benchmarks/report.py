@@ -1,4 +1,4 @@
-"""Measure everything, and write ``docs/benchmarks.md``, its plots and the table of the README: ``make bench``."""
+"""Measure everything, and write ``docs/benchmarks.md``, its plots and the table in the README: ``make bench``."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def median_time(calls: list[Callable[[], Any]], rounds: int = 5) -> float:
 
 
 def growth(largest: int) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Seconds over size: figure -> line -> points."""
+    """Median seconds by size: for each figure, for each line, its points."""
     rng = np.random.default_rng(0)
     figures: dict[str, dict[str, list[tuple[int, float]]]] = {}
     sizes = [int(n) for n in 10 ** np.arange(2, np.log10(largest) + 0.01, 0.5)]
@@ -101,7 +101,7 @@ def growth(largest: int) -> dict[str, dict[str, list[tuple[int, float]]]]:
                 priors = anchors("ssd300")
                 return lambda: ops.match_anchors(priors, gt)
 
-            point("match_anchors over ground truths (8 pictures, 8732 anchors)", suffix, g, match)
+            point("match_anchors over ground-truth boxes (8 images, 8732 anchors)", suffix, g, match)
         for model in ("tinyssd", "ssd300", "ssd512"):
             priors = anchors(model)
 
@@ -109,7 +109,7 @@ def growth(largest: int) -> dict[str, dict[str, list[tuple[int, float]]]]:
                 gt, _ = truths(rng, 8, 10)
                 return lambda: ops.match_anchors(priors, gt)
 
-            point("match_anchors over anchors (8 pictures, about 10 ground truths)", suffix, len(priors), over_anchors)
+            point("match_anchors over anchors (8 images, about 10 boxes each)", suffix, len(priors), over_anchors)
         for m in (10, 30, 100, 300, 1000, 3000):
 
             def iou(m: int = m) -> Callable[[], Any]:
@@ -141,7 +141,7 @@ def plot(figures: dict[str, dict[str, list[tuple[int, float]]]], path: Path) -> 
 
 
 def compile_times() -> list[str]:
-    """First call of each Numba operator in a fresh process, less a second call: what compiling costs."""
+    """A table of the compile time of each Numba operator: its first call in a new process, minus a second call."""
     import json
     import subprocess
     import sys
@@ -172,9 +172,9 @@ print(json.dumps(found))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=0.6, help="for each implementation of each workload")
-    parser.add_argument("--largest", type=int, default=1_000_000, help="boxes in the largest nms")
-    parser.add_argument("--without", default="-", help="leave out workloads whose name has this in it")
+    parser.add_argument("--seconds", type=float, default=0.6, help="time per implementation of a workload")
+    parser.add_argument("--largest", type=int, default=1_000_000, help="number of boxes in the largest nms")
+    parser.add_argument("--without", default="-", help="leave out workloads with this in their name")
     options = parser.parse_args()
 
     machine = environment()
@@ -191,9 +191,9 @@ def main() -> None:
     text = [
         "# Benchmarks",
         "",
-        "Written by `make bench`. Times are medians of a call; implementations take turns within one process, over "
-        "many different inputs, and each has to give our result before it is timed. A ratio is that of the fastest "
-        "peer's time to ours in the same run: absolute times of a shared machine mean little.",
+        "Written by `make bench`. Times are medians of a call. Implementations take turns in one process, over many "
+        "different inputs, and each must give the same result before it is timed. A ratio is the time of the fastest "
+        "peer divided by ours in the same run, because absolute times on a shared machine mean little.",
         "",
         f"{machine['cpu']}, {machine['cpus']} CPUs, instruction set {machine['isa']}; Python {machine['python']}, "
         f"NumPy {machine['numpy']}, torch {machine['torch']}, Numba {machine['numba']}; {peers}.",
@@ -202,7 +202,7 @@ def main() -> None:
         *rows(found),
         "",
         *([f"Left out of this run: {', '.join(left_out)}.", ""] if left_out else []),
-        "Numba is timed after its first call, which compiles:",
+        "Numba is timed after its first call, which compiles the operator:",
         "",
         *compile_times(),
         "",
@@ -210,7 +210,7 @@ def main() -> None:
         "",
         "![Time over size for nms, match_anchors and box_iou](growth.png)",
         "",
-        "## Everybody",
+        "## All implementations",
         *detail(found),
         "",
     ]
@@ -224,7 +224,7 @@ def main() -> None:
             *HEAD,
             *rows(shown),
             "",
-            f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['isa']}. All of it, and how it was measured: "
+            f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['isa']}. All results, and how they were measured: "
             "[benchmarks](docs/benchmarks.md).",
             "<!-- /numbers -->",
         ]

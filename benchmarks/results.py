@@ -3,9 +3,9 @@
     python benchmarks/results.py shapes              # what `fastssd demo` trains
     python benchmarks/results.py bccd BCCD           # BCCD: a folder in Pascal VOC format with trainval and test
 
-Each run is a `fastssd` command of its own, from scratch. It is evaluated once, after its last epoch: nothing is chosen
-by the pictures that it is measured on. Runs are kept in `--runs` and not repeated.
-`--jobs 2` trains two seeds side by side with one thread each: other sums in the last bits, the same recipe.
+Each run is a `fastssd` command of its own, from scratch. It is evaluated once, after its last epoch, so the test images
+do not influence any choice. Runs are kept in `--runs` and not repeated. `--jobs 2` trains two seeds at the same time
+with one thread each: sums differ in the last bits, the recipe is the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fastssd.evaluation.errors import BACKGROUND, KINDS, PictureErrors, find_err
 from fastssd.explain.draw import draw_boxes, picture_grid
 from fastssd.training.evaluate import Evaluated, detect_all
 
-SHOWN = (0.05, 0.2, 0.4)  # least scores in the table of errors
+SHOWN = (0.05, 0.2, 0.4)  # score thresholds in the table of errors
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 PICTURE = PAGE.parent / "bccd.jpg"
 
@@ -41,9 +41,9 @@ PICTURE = PAGE.parent / "bccd.jpg"
 class Recipe(NamedTuple):
     name: str
     command: str
-    """Of `fastssd`; {data} is filled in, --out and --seed are added."""
+    """Arguments of `fastssd`; {data} is replaced, --out and --seed are added."""
     data: str = "{data}"
-    """What it is measured on: the split test."""
+    """The data set whose split test it is evaluated on."""
 
 
 RECIPES = {
@@ -79,10 +79,10 @@ def fastssd(*words: str, threads: int = 0) -> tuple[dict[str, Any], float]:
 
 
 def run(recipe: Recipe, data: str, seed: int, folder: Path, threads: int) -> dict[str, Any]:
-    """What the run in `folder` is worth; it is made if there is none."""
+    """The metrics and processor time of the run in `folder`; trains it if it does not exist."""
     record = folder / "result.json"
     if not record.exists():
-        shutil.rmtree(folder, ignore_errors=True)  # what a stopped run has left
+        shutil.rmtree(folder, ignore_errors=True)  # the rest of a run that was stopped
         words = recipe.command.format(data=data).split()
         _, seconds = fastssd(*words, "--seed", str(seed), "--out", str(folder), threads=threads)
         last = folder / "checkpoints" / "last.ckpt"
@@ -92,35 +92,35 @@ def run(recipe: Recipe, data: str, seed: int, folder: Path, threads: int) -> dic
 
 
 def coverage(data: str, target: Path) -> list[str]:
-    """What fitting the anchors to the training pictures does to coverage, as lines of a table."""
+    """A table of the coverage before and after fitting the anchors to the training images, as lines."""
     target.parent.mkdir(parents=True, exist_ok=True)
     presets = fastssd("anchors", data, "--on-error", "skip", "--fit", "--out", str(target))[0]["presets"]
     rows = []
-    for name, own in presets["tinyssd"]["coverage"].items():
-        before_after = (own, presets["fitted"]["coverage"][name])
-        missed = " | ".join(f"{each['share_under_0.5']:.1%}" for each in before_after)
-        mean = " | ".join(f"{each['mean_best_iou']:.3f}" for each in before_after)
-        rows.append(f"| {name} | {own['objects']} | {missed} | {mean} |")
+    for name, before in presets["tinyssd"]["coverage"].items():
+        before_after = (before, presets["fitted"]["coverage"][name])
+        missed = " | ".join(f"{row['share_under_0.5']:.1%}" for row in before_after)
+        mean = " | ".join(f"{row['mean_best_iou']:.3f}" for row in before_after)
+        rows.append(f"| {name} | {before['objects']} | {missed} | {mean} |")
     positives = " to ".join(f"{presets[name]['positives_a_picture']:.0f}" for name in ("tinyssd", "fitted"))
     return [
         "",
-        "| objects to learn from | number | no anchor over 0.5 | fitted | mean best IoU | fitted |",
+        "| training objects | number | no anchor over 0.5 | fitted | mean best IoU | fitted |",
         "|---|---|---|---|---|---|",
         *rows,
         "",
-        f"Fitting changes the positive anchors of a picture from {positives}.",
+        f"Fitting changes the number of positive anchors per image from {positives}.",
     ]
 
 
 def errors(recipe: Recipe, folder: Path, data: str) -> list[str]:
-    """What the best recipe's first run does wrong, as lines of a table."""
-    pictures = load_dataset(data, "test")
-    found = detect_all(folder / "checkpoints" / "last.ckpt", pictures)
+    """A table of the kinds of errors of the best recipe's first run, as lines."""
+    dataset = load_dataset(data, "test")
+    found = detect_all(folder / "checkpoints" / "last.ckpt", dataset)
     judged = [find_errors(*pair) for pair in zip(*found, strict=True)]
     kinds = np.concatenate([own.kind for own in judged])
     scores = np.concatenate([own.scores for own in found.detections])
     counts = [np.bincount(kinds[scores >= least], minlength=len(KINDS)) for least in SHOWN]
-    draw_background(found, judged, pictures)
+    draw_background(found, judged, dataset)
     missed, objects = sum(own.missed.sum() for own in judged), sum(len(own.missed) for own in judged)
     return [
         "",
@@ -136,17 +136,17 @@ def errors(recipe: Recipe, folder: Path, data: str) -> list[str]:
 
 
 def draw_background(found: Evaluated, judged: Sequence[PictureErrors], data: DetectionDataset) -> None:
-    """The pictures with most detections on background: the annotations to the left, these detections to the right."""
+    """Draw the two images with most detections on background: the annotations left, these detections right."""
     chosen = [
-        (own.kind == BACKGROUND) & (seen.scores >= SHOWN[-1])
-        for own, seen in zip(judged, found.detections, strict=True)
+        (own.kind == BACKGROUND) & (detections.scores >= SHOWN[-1])
+        for own, detections in zip(judged, found.detections, strict=True)
     ]
     drawn = []
     for index in np.argsort([-own.sum() for own in chosen], kind="stable")[:2]:
-        image, truth, seen = data[int(index)].image, found.truths[index], found.detections[index]
+        image, truth, detections = data[int(index)].image, found.truths[index], found.detections[index]
         for boxes, labels, color in (
             (truth.boxes, truth.labels, "#00aa00"),
-            (seen.boxes[chosen[index]], seen.labels[chosen[index]], "#dd0000"),
+            (detections.boxes[chosen[index]], detections.labels[chosen[index]], "#dd0000"),
         ):
             names = [data.class_names[label - 1] for label in labels]
             drawn.append(draw_boxes(image, boxes, names, [color] * len(names)).resize((480, 360)))
@@ -154,7 +154,7 @@ def draw_background(found: Evaluated, judged: Sequence[PictureErrors], data: Det
 
 
 def row(recipe: Recipe, runs: Sequence[dict[str, Any]]) -> str:
-    """One line of the table: means, and from the lowest to the highest seed."""
+    """One line of the table: the mean over the seeds, with the lowest and the highest."""
     metrics = [found["metrics"] for found in runs]
     measured = [[found[name] for found in metrics] for name in ("AP50", "AP")]
     measured += [[found["per_class"][name]["AP50"] for found in metrics] for name in metrics[0]["per_class"]]
@@ -169,31 +169,31 @@ def main() -> None:
     parser.add_argument("data", nargs="?", help="the folder of BCCD")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="where runs are kept")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
     arguments = parser.parse_args()
     if (arguments.set == "bccd") != (arguments.data is not None):
-        parser.error("bccd wants its folder, shapes wants none")
+        parser.error("bccd needs a folder, shapes does not take one")
     recipes, threads = RECIPES[arguments.set], max(1, torch.get_num_threads() // arguments.jobs)
 
     def folder_of(recipe: Recipe, seed: int) -> Path:
         return arguments.runs / arguments.set / (re.sub(r"\W+", "-", recipe.name).strip("-") + f"-{seed}")
 
-    def one(recipe: Recipe, seed: int) -> dict[str, Any]:
+    def run_seed(recipe: Recipe, seed: int) -> dict[str, Any]:
         return run(recipe, arguments.data, seed, folder_of(recipe, seed), threads)
 
     pool = ThreadPoolExecutor(arguments.jobs)
     try:
-        runs = [[pool.submit(one, recipe, seed) for seed in arguments.seeds] for recipe in recipes]
-        found = [[future.result() for future in each] for each in runs]
+        futures = [[pool.submit(run_seed, recipe, seed) for seed in arguments.seeds] for recipe in recipes]
+        runs = [[future.result() for future in seeds] for seeds in futures]
     finally:
         pool.shutdown(cancel_futures=True)
 
-    more: list[str] = []
+    other_tables: list[str] = []
     if arguments.set == "bccd":
-        more = errors(recipes[-1], folder_of(recipes[-1], arguments.seeds[0]), arguments.data)
-        more += coverage(arguments.data, arguments.runs / "fitted.json")
+        other_tables = errors(recipes[-1], folder_of(recipes[-1], arguments.seeds[0]), arguments.data)
+        other_tables += coverage(arguments.data, arguments.runs / "fitted.json")
     machine = environment()
-    classes = list(found[0][0]["metrics"]["per_class"])
+    classes = list(runs[0][0]["metrics"]["per_class"])
     commands = [f"fastssd {recipe.command} --seed N".format(data="BCCD") for recipe in recipes]
     block = "\n".join(
         [
@@ -202,15 +202,15 @@ def main() -> None:
             + " | ".join(f"{name}, AP50" for name in classes)
             + " | minutes |",
             "|---|" + "---|" * (3 + len(classes)),
-            *(row(recipe, each) for recipe, each in zip(recipes, found, strict=True)),
+            *(row(recipe, seeds) for recipe, seeds in zip(recipes, runs, strict=True)),
             "",
-            "Mean, and lowest to highest seed, after the last epoch. Minutes: of processor time, so half as many "
+            "Mean, and lowest to highest seed, after the last epoch. Minutes of processor time, so half as many "
             f"on two cores; {machine['cpu']}, torch {torch.__version__.split('+')[0]}.",
             "",
             "```sh",
             *commands,
             "```",
-            *more,
+            *other_tables,
             f"<!-- /{arguments.set} -->",
         ]
     )

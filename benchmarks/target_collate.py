@@ -1,10 +1,10 @@
-"""The training step with the targets made in it, and with the targets made by ``TargetCollate``.
+"""The training step with targets made in the step, and with targets made by ``TargetCollate``.
 
     python benchmarks/target_collate.py
 
-TinySSD on generated shapes, 32 pictures a step, held in memory; then the part of a step that is not the network alone,
-also at the size of SSD300. Every number is processor time of the training process, the fastest of its
-repetitions: other work on the machine does not count. Writes into docs/integration.md.
+First TinySSD on generated shapes in memory, in batches of 32; then only the parts of a step besides the network, also
+at the size of SSD300. Every number is processor time of the training process, the fastest of its repetitions, because
+other processes can only slow it down. Writes into docs/integration.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PARTS = ("batch", "targets", "loss", "rest")
 
 
 class Plain(NamedTuple):
-    """A batch whose targets are still to be made."""
+    """A batch without targets."""
 
     images: Tensor
     gt_boxes: list[Tensor]
@@ -46,13 +46,13 @@ def stack_only(samples: Sequence[Sample]) -> Plain:
     return Plain(images, boxes, labels)
 
 
-def pictures(count: int) -> list[Sample]:
-    """In memory, the boxes as fractions."""
+def samples_in_memory(count: int) -> list[Sample]:
+    """Generated shapes in memory, with boxes as fractions."""
     return [sample._replace(boxes=sample.boxes / np.float32(256)) for sample in shapes_dataset(count)]
 
 
 def epoch(model: TinySSD, optimizer: Any, criterion: Criterion, loader: DataLoader[Any]) -> list[dict[str, float]]:
-    """Seconds of each part of each step."""
+    """Processor seconds of each part of each step."""
     steps, batches = [], iter(loader)
     for _ in range(len(loader)):
         times = [time.thread_time()]
@@ -84,7 +84,8 @@ def fastest(call: Callable[[], Any], repeats: int = 30) -> float:
 
 
 def beside_the_network(anchors: np.ndarray, columns: int, boxes: int) -> tuple[float, float, float]:
-    """Seconds of making a batch's targets, of taking them over from a worker, and of the loss with its gradient."""
+    """Processor seconds for making the targets of a batch, for receiving them from a worker, and for the loss with its
+    gradient."""
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 0.6, (BATCH, boxes, 2))
     truths = np.concatenate([corner, corner + rng.uniform(0.05, 0.4, corner.shape)], -1).astype(np.float32)
@@ -112,11 +113,11 @@ def ms(seconds: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=4, help="of each way")
+    parser.add_argument("--steps", type=int, default=4, help="number of steps with each kind of loader")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    criterion, data = Criterion(), pictures(BATCH * arguments.steps)
+    criterion, data = Criterion(), samples_in_memory(BATCH * arguments.steps)
     model = TinySSD(6).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     collate = criterion.collate(TINYSSD.anchors())
@@ -138,18 +139,18 @@ def main() -> None:
     beside = []
     for name, anchors, columns, boxes in (("TinySSD", TINYSSD.anchors(), 7, 3), ("SSD300", ssd300, 21, 8)):
         made, taken, loss = beside_the_network(anchors, columns, boxes)
-        shape = f"{BATCH} x {len(anchors)} anchors, {columns} columns, {boxes} boxes a picture"
+        shape = f"{BATCH} x {len(anchors)} anchors, {columns} columns, {boxes} boxes per image"
         beside.append(f"| {name}, {shape} | {ms(made)} | {ms(taken)} | {ms(loss)} |")
 
     machine = environment()
     block = "\n".join(
         [
             "<!-- target_collate: written by benchmarks/target_collate.py -->",
-            f"| TinySSD, {BATCH} pictures a step; targets made | taking the batch | targets | loss | the rest |",
+            f"| TinySSD, batches of {BATCH}; targets made | getting the batch | targets | loss | the rest |",
             "|---|---|---|---|---|",
             *rows,
             "",
-            "| beside the network | making targets | taking a worker's over | loss and its gradient |",
+            "| besides the network | making targets | receiving them from a worker | loss and its gradient |",
             "|---|---|---|---|",
             *beside,
             "",

@@ -1,7 +1,7 @@
-"""NMS of 100,000 boxes with one or twenty among them that are unlike the rest, and of shapes that are hard to prune.
+"""NMS of 100,000 boxes, with one or twenty outliers among them, and of shapes that are hard to prune.
 
-``pytest benchmarks/test_odd_inputs.py --benchmark-only``. Groups are kinds of boxes, so that an odd one stands beside
-the same input without it. C++ is compared with Numba, whose way through the boxes is another, before it is timed.
+``pytest benchmarks/test_odd_inputs.py --benchmark-only``. Groups are kinds of boxes, so that the time with an outlier
+is beside the time without. C++ and Numba, which visit boxes in different ways, are compared before they are timed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fastssd.backends import available_backends
 from fastssd.benchmark.workloads import crowded, sparse
 
 N = 100_000
-ODD = {
+OUTLIERS = {
     "none": [],
     "huge": [-1e9, -1e9, 1e9, 1e9],
     "far": [1e9, 1e9, 1e9 + 1000, 1e9 + 1000],
@@ -43,15 +43,15 @@ def time_nms(benchmark, backend, boxes, scores):
 @pytest.mark.parametrize("backend", [name for name in available_backends() if name != "reference"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("count", [1, 20])
-@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("outlier", OUTLIERS)
 @pytest.mark.parametrize("kind", [crowded, sparse])
-def test_odd_boxes(benchmark, kind, odd, count, dtype, backend):
+def test_outliers(benchmark, kind, outlier, count, dtype, backend):
     rng = np.random.default_rng(0)
     boxes, scores = kind(rng, N)
-    if ODD[odd]:
-        boxes[rng.choice(N, count, replace=False)] = ODD[odd]
+    if OUTLIERS[outlier]:
+        boxes[rng.choice(N, count, replace=False)] = OUTLIERS[outlier]
     elif count > 1:
-        pytest.skip("the same as one of none")
+        pytest.skip("without outliers their number does not matter")
     benchmark.group = f"{kind.__name__}, {dtype}, {backend}"
     time_nms(benchmark, backend, boxes.astype(dtype), scores.astype(dtype))
 

@@ -1,8 +1,8 @@
-"""Every workload by every implementation that runs here: ``pytest --benchmark-only``.
+"""Every workload with every implementation that runs here: ``pytest --benchmark-only``.
 
-Groups are workloads; each benchmark asserts that its result is ours before it is timed, and takes turns over many
-inputs. ``-k nms`` chooses workloads, ``--benchmark-group-by=group`` sets implementations side by side. A peer that is
-not installed is skipped; ``make bench`` installs them all.
+Groups are workloads. Each benchmark compares its result with ours before it is timed, and uses many inputs in turn.
+``-k nms`` chooses workloads, ``--benchmark-group-by=group`` shows implementations side by side. Peers that are not
+installed are skipped; ``make bench`` installs them all.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fastssd.benchmark.peers import PEERS, TooLarge, implementations
 
 def cases() -> Iterator[Any]:
     for workload in workloads():
-        here = implementations(workload.operator)
-        for way in here:
-            yield pytest.param(workload, way, id=f"{workload.name}-{way.name}")
+        available = implementations(workload.operator)
+        for implementation in available:
+            yield pytest.param(workload, implementation, id=f"{workload.name}-{implementation.name}")
         for name, (packages, _) in PEERS[workload.operator][1].items():
-            if name not in {way.name for way in here}:
+            if name not in {implementation.name for implementation in available}:
                 missing = pytest.mark.skip(reason=f"{name} needs {', '.join(packages)}, which is not all installed")
                 yield pytest.param(workload, None, id=f"{workload.name}-{name}", marks=missing)
 

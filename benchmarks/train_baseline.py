@@ -1,10 +1,10 @@
-"""The known recipe for TinySSD in plain torch, to measure ours against (Dive into Deep Learning, 14.4 and 14.7).
+"""The usual recipe for TinySSD in plain torch, to compare ours with (Dive into Deep Learning, 14.4 and 14.7).
 
     python benchmarks/train_baseline.py DATA --epochs 20 --evaluate 10 20
 
-SGD with learning rate 0.2 and weight decay 5e-4, batches of 32 pictures at 256 x 256 held in memory, no augmentation;
-cross entropy averaged over all anchors plus the masked L1 loss averaged over all deltas, no mining; anchors matched
-picture by picture. Of fastssd it takes the data loader and the metric alone.
+SGD with learning rate 0.2 and weight decay 5e-4, batches of 32 images at 256 x 256 in memory, no augmentation; cross
+entropy averaged over all anchors plus the masked L1 loss averaged over all deltas, no mining; anchors matched image by
+image. It uses only the data loader and the metric of fastssd.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class PlainTinySSD(nn.Module):
 
 
 def make_anchors() -> Tensor:
-    """[A, 4] xyxy: at each cell (s1, r1), (s2, r1), (s1, r2), (s1, r3)."""
+    """Anchors [A, 4] xyxy: at each cell (s1, r1), (s2, r1), (s1, r2), (s1, r3) with scales s and ratios r."""
     levels = []
     for grid, scales in zip(GRIDS, SCALES, strict=True):
         pairs = [(s, RATIOS[0]) for s in scales] + [(scales[0], r) for r in RATIOS[1:]]
@@ -96,13 +96,13 @@ def to_center(boxes: Tensor) -> Tensor:
 
 
 def targets_of(anchors: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One picture: labels [A], deltas [A * 4], mask [A * 4]."""
+    """Targets of one image: labels [A], deltas [A * 4], mask [A * 4]."""
     matched = torch.full((len(anchors),), -1)
     if len(boxes):
         iou = pairwise_iou(anchors, boxes)  # [A, G]
         best, which = iou.max(1)
         matched = torch.where(best >= 0.5, which, -1)
-        for _ in range(len(boxes)):  # the best pair of all that are left, until every box has an anchor
+        for _ in range(len(boxes)):  # take the best remaining pair, until every box has an anchor
             anchor, box = divmod(int(iou.argmax()), len(boxes))
             matched[anchor] = box
             iou[anchor, :] = -1
@@ -132,7 +132,7 @@ def plain_nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 
 def detect(logits: Tensor, deltas: Tensor, anchors: Tensor, size: tuple[int, int]) -> ImageDetections:
-    """One picture, as fastssd is evaluated: score 0.01, NMS 0.45, the best 400 of a class, 100 of a picture."""
+    """Detections of one image, as in fastssd's evaluation: score 0.01, NMS 0.45, the best 400 per class, 100 in all."""
     scores = logits.softmax(-1)  # [A, C]
     deltas = deltas.reshape(-1, 4)
     anchor = to_center(anchors)
@@ -141,9 +141,9 @@ def detect(logits: Tensor, deltas: Tensor, anchors: Tensor, size: tuple[int, int
     boxes = torch.cat([middle - half, middle + half], 1).clamp(0, 1)
     found = []
     for label in range(1, scores.shape[1]):
-        some = (scores[:, label] > 0.01).nonzero()[:, 0]
-        some = some[scores[some, label].argsort(descending=True, stable=True)[:400]]
-        kept = some[plain_nms(boxes[some], scores[some, label], 0.45)]
+        candidates = (scores[:, label] > 0.01).nonzero()[:, 0]
+        candidates = candidates[scores[candidates, label].argsort(descending=True, stable=True)[:400]]
+        kept = candidates[plain_nms(boxes[candidates], scores[candidates, label], 0.45)]
         found.append((boxes[kept], scores[kept, label], torch.full((len(kept),), label)))
     out_boxes, out_scores, labels = (torch.cat(part) for part in zip(*found, strict=True))
     best = out_scores.argsort(descending=True, stable=True)[:100]
@@ -155,14 +155,12 @@ def detect(logits: Tensor, deltas: Tensor, anchors: Tensor, size: tuple[int, int
 
 
 class InMemory:
-    """A data set at 256 x 256, held in memory."""
+    """A data set resized to 256 x 256, in memory."""
 
     def __init__(self, data: DetectionDataset) -> None:
         samples = [data[i] for i in range(len(data))]
-        pictures = [
-            np.asarray(Image.fromarray(s.image).resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for s in samples
-        ]
-        self.images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().float()  # [N, 3, S, S]
+        images = [np.asarray(Image.fromarray(s.image).resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for s in samples]
+        self.images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().float()  # [N, 3, S, S]
         self.sizes = [sample.image.shape[:2] for sample in samples]
         self.truths = [GroundTruth(sample.boxes, sample.labels, sample.difficult) for sample in samples]
         self.boxes = [
@@ -175,7 +173,7 @@ class InMemory:
 def train_epoch(
     net: nn.Module, optimizer: torch.optim.Optimizer, data: InMemory, anchors: Tensor, batch_size: int
 ) -> float:
-    """Returns the seconds that went into targets."""
+    """Train one epoch; returns the seconds for making targets."""
     net.train()
     in_targets = 0.0
     for rows in torch.randperm(len(data.images)).split(batch_size):
@@ -221,7 +219,7 @@ def main() -> None:
     net = PlainTinySSD(len(class_names))
     anchors = make_anchors()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.2, weight_decay=5e-4)
-    print(f"{len(train.images)} pictures to train on, {len(held_out.images)} to evaluate on, {len(anchors)} anchors")
+    print(f"{len(train.images)} images to train on, {len(held_out.images)} to evaluate on, {len(anchors)} anchors")
     total, total_targets = 0.0, 0.0
     for epoch in range(1, options.epochs + 1):
         started = time.perf_counter()
@@ -229,12 +227,12 @@ def main() -> None:
         seconds = time.perf_counter() - started
         total, total_targets = total + seconds, total_targets + in_targets
         rate = len(train.images) / seconds
-        line = f"epoch {epoch:3d}  {seconds:6.1f} s  {rate:5.1f} pictures/s  targets {in_targets / seconds:4.1%}"
+        line = f"epoch {epoch:3d}  {seconds:6.1f} s  {rate:5.1f} images/s  targets {in_targets / seconds:4.1%}"
         if epoch in (options.evaluate or [options.epochs]):
             metrics = evaluate(net, held_out, anchors, class_names)
             line += f"  AP50 {metrics['AP50']:.3f}  AP {metrics['AP']:.3f}"
         print(line, flush=True)
-    print(f"mean: {total / options.epochs:.1f} s an epoch, targets {total_targets / total:.1%} of it")
+    print(f"mean: {total / options.epochs:.1f} s per epoch, targets {total_targets / total:.1%} of it")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Training and inference of each model: plain torch, and the ways to make it faster. Writes into docs/models.md.
+"""Speed of training and inference of each model: plain torch, and ways to make it faster. Writes into docs/models.md.
 
     python benchmarks/training_speed.py
     python benchmarks/training_speed.py --models tinyssd --rounds 5
 
-Every way runs in a process of its own, in turn, and the medians of its rounds are compared. Before anything is timed,
-its first loss is compared with that of plain torch. A step is forward, loss, backward and optimizer on pictures that
-are there already; what it costs to make them from a data set (SSD's whole augmentation, of generated pictures of the
-size of a photograph) is timed too.
+Every way runs in processes of its own, in turn, and the medians of its rounds are compared. The loss of its first step
+must be that of plain torch. A step is forward, loss, backward and optimizer on images in memory. The time to make
+training images from a data set (the whole augmentation of SSD, on generated images of 640 x 640) is measured too.
 """
 
 from __future__ import annotations
@@ -52,17 +51,17 @@ WAYS = {
 }
 BATCH = 16
 SMALL_BATCHES = {"ssd300_vgg16": 2, "ssd512_vgg16": 1}
-SLOW = {"ssd512_vgg16"}  # is not trained here, only asked
+SLOW = {"ssd512_vgg16"}  # only inference is measured
 
 
-def pictures(count: int, size: int) -> list[Sample]:
-    """Shapes with their boxes as fractions."""
+def shapes_with_fractions(count: int, size: int) -> list[Sample]:
+    """Generated shapes with boxes as fractions."""
     data = shapes_dataset(count, image_size=size)
     return [sample._replace(boxes=sample.boxes / np.float32(size)) for sample in data]
 
 
 def measure(name: str, way: Way, seconds: float) -> dict[str, float]:
-    """Pictures a second of training and inference, and the loss of the first step."""
+    """Images per second in training and inference, and the loss of the first step."""
     if way.keep_memory:
         keep_freed_memory()
     torch.manual_seed(0)
@@ -70,7 +69,7 @@ def measure(name: str, way: Way, seconds: float) -> dict[str, float]:
     layout = torch.channels_last if way.channels_last else torch.contiguous_format
     model.to(memory_format=layout)  # type: ignore[call-overload]
     criterion, size = Criterion(), model.preset.image_size
-    samples = pictures(SMALL_BATCHES.get(name, BATCH), size)
+    samples = shapes_with_fractions(SMALL_BATCHES.get(name, BATCH), size)
     batch = criterion.collate(model.preset.anchors(), model.preset.variances)(samples)
     images = (batch.images.permute(0, 3, 1, 2).float() / 255).contiguous(memory_format=layout)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
@@ -88,23 +87,23 @@ def measure(name: str, way: Way, seconds: float) -> dict[str, float]:
         optimizer.step()
         return loss.item()
 
-    def ask() -> None:
+    def infer() -> None:
         with torch.inference_mode():
             forward()
 
     rates: dict[str, float] = {}
     if name not in SLOW:
-        rates = {"loss": step(), "training": len(images) / typical(step, seconds)}
+        rates = {"loss": step(), "training": len(images) / median_time(step, seconds)}
     model.eval()
     with torch.inference_mode():
         logits = forward()[0].float()
     if name in SLOW:
         rates["loss"] = logits.abs().mean().item()
-    return rates | {"inference": len(images) / typical(ask, seconds)}
+    return rates | {"inference": len(images) / median_time(infer, seconds)}
 
 
-def typical(call: Callable[[], object], seconds: float) -> float:
-    """The median duration of a call, after one that does not count."""
+def median_time(call: Callable[[], object], seconds: float) -> float:
+    """Median seconds of a call, after a first call that does not count."""
     call()
     times: list[float] = []
     while sum(times) < seconds or len(times) < 3:
@@ -114,11 +113,12 @@ def typical(call: Callable[[], object], seconds: float) -> float:
     return statistics.median(times)
 
 
-def augmented_pictures_per_second(size: int, seconds: float) -> float:
-    """Of one process: crop, zoom-out, colour and flip of pictures of 640 x 640 in memory, as targets' pictures."""
+def augmented_images_per_second(size: int, seconds: float) -> float:
+    """How many training images of `size` one process makes per second from images of 640 x 640 in memory, with crop,
+    zoom-out, colour and flip."""
     data = Cached(shapes_dataset(32, image_size=640))
     made = TrainSet(data, Augment(crop=0.5, zoom_out=0.5, photometric=1.0), seed=0)
-    for index in range(len(data)):  # reads them
+    for index in range(len(data)):  # fills the cache
         made[Item(0, index, size)]
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
@@ -159,25 +159,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=[n for n in MODELS if not n.endswith("_full")])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
-    parser.add_argument("--way", choices=WAYS, help="measure this one in this process, and print it")
+    parser.add_argument("--seconds", type=float, default=4.0, help="duration of each measurement")
+    parser.add_argument("--way", choices=WAYS, help="measure only this way, in this process, and print the result")
     arguments = parser.parse_args()
     if arguments.way:
         print(json.dumps(measure(arguments.models[0], WAYS[arguments.way], arguments.seconds)))
         return
     rows = [row for name in arguments.models for row in rows_of(name, arguments.rounds, arguments.seconds)]
-    augmented = augmented_pictures_per_second(256, arguments.seconds)
+    augmented = augmented_images_per_second(256, arguments.seconds)
     machine = environment()
     block = "\n".join(
         [
             "<!-- speed: written by benchmarks/training_speed.py -->",
-            "| pictures a second | plain torch, float32 | " + " | ".join(list(WAYS)[1:]) + " |",
+            "| images per second | plain torch, float32 | " + " | ".join(list(WAYS)[1:]) + " |",
             "|---|" + "---:|" * len(WAYS),
             *rows,
             "",
             f"{machine['cpu']}, {machine['isa']}, threads: {torch.get_num_threads()}, "
-            f"torch {torch.__version__.split('+')[0]}; {BATCH} pictures a batch, of SSD300 2, of SSD512 1. One process "
-            f"makes {augmented:.0f} training pictures a second out of ones of 640 x 640 in memory: crop, zoom-out, "
+            f"torch {torch.__version__.split('+')[0]}; batches of {BATCH} images (SSD300: 2, SSD512: 1). One process "
+            f"makes {augmented:.0f} training images per second from images of 640 x 640 in memory: crop, zoom-out, "
             "colour and flip.",
             "<!-- /speed -->",
         ]

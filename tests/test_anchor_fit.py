@@ -1,4 +1,4 @@
-"""Anchors that fit a data set: what coverage measures, and that fitting raises it."""
+"""Anchors that fit a data set: what coverage measures, and that fitting improves it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fastssd.explain.coverage import coverage_figure
 from fastssd.ops import box_iou
 
 
-def ground_truth(seed, sizes, pictures=12):
-    """Pictures with boxes of class k around the k-th size, fractions of the picture."""
+def ground_truth(seed, sizes, images=12):
+    """Images with boxes of class k around the k-th size, fractions of the image."""
     rng = np.random.default_rng(seed)
     boxes, labels = [], []
-    for _ in range(pictures):
-        own = rng.integers(0, 3 * len(sizes))
-        label = rng.integers(1, len(sizes) + 1, own)
-        sides = np.asarray(sizes)[label - 1, None] * rng.uniform(0.8, 1.25, (own, 2))
-        centers = rng.uniform(0, 1, (own, 2))
+    for _ in range(images):
+        count = rng.integers(0, 3 * len(sizes))
+        label = rng.integers(1, len(sizes) + 1, count)
+        sides = np.asarray(sizes)[label - 1, None] * rng.uniform(0.8, 1.25, (count, 2))
+        centers = rng.uniform(0, 1, (count, 2))
         boxes.append(np.concatenate([centers - sides / 2, centers + sides / 2], 1).astype(np.float32))
         labels.append(label.astype(np.int64))
     return boxes, labels
@@ -40,9 +40,9 @@ def test_coverage_is_the_best_iou_of_all_anchors():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_nearest_cell_overlaps_most(name):
-    """What makes fitting cheap: one cell stands for all."""
+    """Fitting is cheap because it needs only the nearest cell."""
     preset = MODELS[name].preset
-    boxes, labels = ground_truth(1, (0.03, 0.2, 1.2), pictures=40)
+    boxes, labels = ground_truth(1, (0.03, 0.2, 1.2), images=40)
     coverage = anchor_coverage(preset, boxes, labels)
     np.testing.assert_allclose(_overlaps(preset, np.concatenate(boxes)).max(0), coverage.best_iou, atol=1e-5)
 
@@ -60,7 +60,7 @@ def test_fitted_anchors_cover_small_objects_and_keep_the_network():
     assert after.mean() > before.mean() + 0.1
 
 
-def test_what_fits_already_gets_no_worse():
+def test_anchors_that_fit_already_do_not_get_worse():
     scales = ((0.06, 0.12), (0.12, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
     preset = replace(TINYSSD, scales=scales)
     anchors = preset.anchors()[::37]
@@ -69,14 +69,14 @@ def test_what_fits_already_gets_no_worse():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_no_anchor_is_larger_than_its_level_can_see(name):
+def test_anchors_have_at_most_four_cells_of_their_level(name):
     boxes, labels = ground_truth(4, (0.02, 0.3, 0.9))
     fitted = fit_anchors(MODELS[name].preset, boxes, labels)
     for (rows, columns), scales in zip(fitted.grid_sizes, fitted.scales, strict=True):
         assert max(scales) * min(rows, columns) <= 4 + 1e-9
 
 
-def test_nothing_to_fit_is_an_error():
+def test_no_boxes_to_fit_are_an_error():
     with pytest.raises(ValueError, match="gt_boxes"):
         fit_anchors(TINYSSD, [np.empty((0, 4), np.float32)], [np.empty(0, np.int64)])
     with pytest.raises(ValueError, match="gt_labels"):

@@ -1,4 +1,4 @@
-"""Augmentation: boxes stay on their objects, and what is drawn is what was asked for."""
+"""Augmentation: boxes stay on their objects, and crops have the chosen overlap."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = {
 
 
 def square(height, width, box):
-    """A black picture with one white object."""
+    """A black image with one white object."""
     image = np.zeros((height, width, 3), np.uint8)
     x1, y1, x2, y2 = box
     image[y1:y2, x1:x2] = 255
@@ -32,7 +32,7 @@ def square(height, width, box):
 
 
 def extent(image):
-    """xyxy of the white object."""
+    """The box of the white object, xyxy."""
     y, x = np.nonzero(image.min(-1) > 150)
     return np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
 
@@ -41,10 +41,10 @@ def extent(image):
 @pytest.mark.parametrize("size", [(128, 128), (96, 160), (300, 200)])
 def test_boxes_follow_their_object(augment, size):
     height, width = size
-    picture = square(height, width, (width // 5, height // 3, width // 2, height * 3 // 4))
+    sample = square(height, width, (width // 5, height // 3, width // 2, height * 3 // 4))
     kept = 0
     for seed in range(40):
-        image, boxes, labels = augment([picture], 128, np.random.default_rng(seed))
+        image, boxes, labels = augment([sample], 128, np.random.default_rng(seed))
         assert image.shape == (128, 128, 3)
         assert image.dtype == np.uint8
         if len(labels):
@@ -53,13 +53,13 @@ def test_boxes_follow_their_object(augment, size):
             assert (boxes <= 1).all()
             np.testing.assert_allclose(boxes[0] * 128, extent(image), atol=1.6)
     assert kept > 30
-    assert picture[0].max() == 255
-    assert picture[0][0, 0, 0] == 0
+    assert sample[0].max() == 255
+    assert sample[0][0, 0, 0] == 0
 
 
-def test_a_mosaic_shows_four_pictures():
-    pictures = [square(64, 96, (20, 10, 80, 50))] * 4
-    image, boxes, labels = NOTHING(pictures, 128, np.random.default_rng(0))
+def test_a_mosaic_shows_four_images():
+    images = [square(64, 96, (20, 10, 80, 50))] * 4
+    image, boxes, labels = NOTHING(images, 128, np.random.default_rng(0))
     assert labels.tolist() == [7] * 4
     for x1, y1, x2, y2 in (boxes * 128).round().astype(int):
         assert (image[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1] == 255).all()
@@ -77,7 +77,7 @@ def test_the_last_epochs_have_no_mosaic():
         assert (first.image != last.image).any()
 
 
-def test_nothing_changes_nothing_but_the_size():
+def test_without_augmentation_only_the_size_changes():
     rng = np.random.default_rng(0)
     image, boxes = rng.integers(0, 256, (90, 70, 3), np.uint8), np.array([[0.1, 0.2, 0.5, 0.9]], np.float32)
     same, kept, labels = NOTHING([(image, boxes, np.array([3]))], 64, rng)
@@ -90,7 +90,7 @@ def test_a_crop_has_the_drawn_overlap_with_one_box():
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 0.8, (6, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(0.1, 0.2, (6, 2))], 1)
-    boxes = np.concatenate([boxes, [[0.05, 0.05, 0.95, 0.9]]])  # one that every drawn overlap can be reached with
+    boxes = np.concatenate([boxes, [[0.05, 0.05, 0.95, 0.9]]])  # large enough for every overlap
     overlaps = []
     for seed in range(200):
         window = _crop(boxes, np.random.default_rng(seed))
@@ -102,7 +102,7 @@ def test_a_crop_has_the_drawn_overlap_with_one_box():
         x, y = (boxes[:, 0::2].mean(1), boxes[:, 1::2].mean(1))
         assert ((x > window[0]) & (x < window[2]) & (y > window[1]) & (y < window[3])).any()
     assert len(overlaps) > 150
-    assert np.mean(np.array(overlaps) < 0.5) > 0.1  # it fires at low overlaps too
+    assert np.mean(np.array(overlaps) < 0.5) > 0.1  # some crops have a low overlap
 
 
 def test_small_and_hidden_objects_are_left_out():
@@ -116,15 +116,15 @@ def test_small_and_hidden_objects_are_left_out():
         assert labels.tolist() == [7]
 
 
-def test_pictures_without_objects_are_shown_too():
+def test_images_without_objects_are_augmented_too():
     image = np.zeros((50, 60, 3), np.uint8)
-    nothing = (image, np.empty((0, 4), np.float32), np.empty(0, np.int64))
+    no_objects = (image, np.empty((0, 4), np.float32), np.empty(0, np.int64))
     for seed in range(10):
-        _, boxes, labels = KINDS["all"]([nothing], 32, np.random.default_rng(seed))
+        _, boxes, labels = KINDS["all"]([no_objects], 32, np.random.default_rng(seed))
         assert boxes.shape == (0, 4)
         assert labels.shape == (0,)
 
 
-def test_a_probability_is_one():
+def test_a_probability_over_1_is_an_error():
     with pytest.raises(ValueError, match="crop"):
         Augment(crop=1.5)

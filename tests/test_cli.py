@@ -1,4 +1,4 @@
-"""The command: what it prints where, with which exit status, and that it says what was wrong."""
+"""The command: its output on stdout and stderr, its exit status, and that errors name what was wrong."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ needs_training = pytest.mark.skipif(
 
 
 def fastssd(*arguments: object):
-    """Run the command in this process; a traceback is never an answer."""
+    """Run the command in this process; a traceback fails the test."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output
@@ -41,7 +41,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, dict]:
-    """A detector after one epoch on a few shapes: its run folder and what `train --json` printed."""
+    """A detector trained for one epoch on a few shapes: its run folder and the output of `train --json`."""
     folder = tmp_path_factory.mktemp("cli") / "run"
     result = fastssd("train", "shapes:16", "--epochs", 1, "--batch-size", 8, "--out", folder, "--json")
     assert result.exit_code == 0, result.output
@@ -49,7 +49,7 @@ def run(tmp_path_factory) -> tuple[Path, dict]:
 
 
 @pytest.fixture
-def picture(tmp_path) -> Path:
+def photo(tmp_path) -> Path:
     from PIL import Image
 
     from fastssd.data import shapes_dataset
@@ -62,21 +62,21 @@ def picture(tmp_path) -> Path:
 @pytest.mark.parametrize(
     "command", ["demo", "train", "eval", "predict", "export", "anchors", "explain", "info", "benchmark"]
 )
-def test_help_teaches(command):
+def test_help_has_examples(command):
     result = fastssd(command, "--help")
     assert result.exit_code == 0
     assert f"fastssd {command}" in result.stdout.split("Examples")[1]
 
 
 class TestInfo:
-    def test_json_and_text_tell_the_same(self):
+    def test_json_and_text_have_the_same_values(self):
         config = json.loads(fastssd("info", "--json").stdout)
-        assert config["backends"][config["backend"]] is None  # no reason why not
+        assert config["backends"][config["backend"]] is None  # no reason that it cannot run
         text = fastssd("info").stdout
         assert config["numpy"] in text
         assert str(config["num_threads"]) in text
 
-    def test_works_and_says_why_without_torch_and_numba(self):
+    def test_without_torch_and_numba_it_works_and_names_what_to_install(self):
         code = """
 import importlib.util
 find, missing = importlib.util.find_spec, ("torch", "numba", "fastssd._C")
@@ -91,7 +91,7 @@ app(["info", "--json"])
         assert "fastssd[numba]" in config["backends"]["numba"]
         assert "compiler" in config["backends"]["cpp"]
 
-    def test_loads_nothing_heavy(self):
+    def test_loads_no_large_package(self):
         code = """
 import sys
 from fastssd.cli import app
@@ -102,14 +102,14 @@ print(sorted({"torch", "lightning", "matplotlib", "PIL"} & set(sys.modules)), fi
 
 
 class TestBenchmark:
-    def test_measures_the_chosen_work(self):
+    def test_measures_the_chosen_workload(self):
         result = json.loads(fastssd("benchmark", "--only", "nms 8,", "--seconds", "0.01", "--json").stdout)
         assert {m["workload"] for m in result["measurements"]} == {"nms 8, crowded"}
         assert all(m["seconds"] > 0 for m in result["measurements"])
         assert result["environment"]["numpy"]
 
-    def test_unknown_work_is_a_usage_error(self):
-        assert fastssd("benchmark", "--only", "no such work").exit_code == 2
+    def test_unknown_workload_is_a_usage_error(self):
+        assert fastssd("benchmark", "--only", "no such workload").exit_code == 2
 
 
 def test_version():
@@ -125,62 +125,62 @@ def test_without_typer_the_extra_is_named():
 
 @needs_training
 class TestRoundTrip:
-    def test_train_reports_what_the_folder_holds(self, run):
+    def test_train_reports_the_content_of_the_folder(self, run):
         folder, report = run
         assert Path(report["best_checkpoint"]).is_file()
         assert Path(report["predictions"]).is_file()
         assert json.loads((folder / "config.json").read_text())["batch_size"] == 8
         assert [row["epoch"] for row in report["history"]] == [1]
 
-    def test_eval_finds_what_train_reported(self, run):
+    def test_eval_gives_the_metrics_that_train_reported(self, run):
         folder, report = run
         metrics = json.loads(fastssd("eval", folder, "shapes:16", "--json").stdout)
         assert metrics["AP50"] == pytest.approx(report["best"]["AP50"], abs=1e-6)
         assert "AP50" in fastssd("eval", report["best_checkpoint"], "shapes:16").stdout
 
-    def test_predict_draws_and_writes_json(self, run, picture, tmp_path):
+    def test_predict_draws_and_writes_json(self, run, photo, tmp_path):
         from PIL import Image
 
         out = tmp_path / "found"
-        result = fastssd("predict", run[0], picture, "--out", out, "--score-threshold", 0.01, "--json")
+        result = fastssd("predict", run[0], photo, "--out", out, "--score-threshold", 0.01, "--json")
         assert result.exit_code == 0
-        answer = json.loads(result.stdout)
-        assert answer == json.loads((out / "predictions.json").read_text())
-        (entry,) = answer["images"]
+        printed = json.loads(result.stdout)
+        assert printed == json.loads((out / "predictions.json").read_text())
+        (entry,) = printed["images"]
         assert entry["detections"]
         for found in entry["detections"]:
             x1, y1, x2, y2 = found["box"]
             assert 0 <= x1 <= x2 <= entry["width"]
             assert 0 <= y1 <= y2 <= entry["height"]
-            assert found["class"] == answer["class_names"][found["label"] - 1]
+            assert found["class"] == printed["class_names"][found["label"] - 1]
         assert Image.open(entry["drawn"]).size >= (512, 512)
 
-    def test_predict_names_bad_pictures_and_goes_on(self, run, picture, tmp_path):
-        (tmp_path / "broken.png").write_bytes(picture.read_bytes()[:2000])
+    def test_predict_names_bad_images_and_does_the_others(self, run, photo, tmp_path):
+        (tmp_path / "broken.png").write_bytes(photo.read_bytes()[:2000])
         out = tmp_path / "found"
         result = fastssd("predict", run[0], tmp_path, tmp_path / "missing.jpg", "--out", out)  # a folder and a file
         assert result.exit_code == 1
-        answer = json.loads((out / "predictions.json").read_text())
-        assert [Path(entry["image"]).name for entry in answer["images"]] == ["photo.jpg"]
-        assert [Path(entry["image"]).name for entry in answer["failed"]] == ["broken.png", "missing.jpg"]
+        written = json.loads((out / "predictions.json").read_text())
+        assert [Path(entry["image"]).name for entry in written["images"]] == ["photo.jpg"]
+        assert [Path(entry["image"]).name for entry in written["failed"]] == ["broken.png", "missing.jpg"]
         for name in ("broken.png", "missing.jpg"):
             assert name in result.stderr
 
-    def test_predict_keeps_pictures_of_one_name_apart_and_originals_whole(self, run, picture, tmp_path):
+    def test_predict_overwrites_neither_originals_nor_images_of_the_same_name(self, run, photo, tmp_path):
         twin = tmp_path / "other" / "photo.jpeg"
         twin.parent.mkdir()
-        twin.write_bytes(picture.read_bytes())
-        before = picture.read_bytes()
+        twin.write_bytes(photo.read_bytes())
+        before = photo.read_bytes()
         out = tmp_path / "found"
-        assert fastssd("predict", run[0], picture, twin, "--out", out).exit_code == 0
+        assert fastssd("predict", run[0], photo, twin, "--out", out).exit_code == 0
         assert sorted(path.name for path in out.glob("*.jpg")) == ["photo-2.jpg", "photo.jpg"]
-        result = fastssd("predict", run[0], picture, "--out", tmp_path)
+        result = fastssd("predict", run[0], photo, "--out", tmp_path)
         assert result.exit_code == 1
-        assert str(picture) in result.stderr
-        assert picture.read_bytes() == before
+        assert str(photo) in result.stderr
+        assert photo.read_bytes() == before
 
-    def test_predictions_of_a_coco_folder_score_as_eval_says(self, run, tmp_path):
-        """Under ids that are no places; the truths are what the detector finds, a little moved."""
+    def test_predictions_of_a_coco_folder_have_the_ap_of_eval(self, run, tmp_path):
+        """With ids that do not count from 1. The ground truth is what the detector finds, slightly changed."""
         from faster_coco_eval import COCO, COCOeval_faster
         from PIL import Image
 
@@ -193,15 +193,15 @@ class TestRoundTrip:
         limits = ["--max-detections", 100]
         assert fastssd(*arguments, tmp_path / "first").exit_code == 0
         found = json.loads((tmp_path / "first" / "predictions.json").read_text())
-        ids = {name: 70 - 10 * place for place, name in enumerate(found["class_names"])}
+        ids = {name: 70 - 10 * index for index, name in enumerate(found["class_names"])}
         truths = [
-            {"image_id": 900 - place, "category_id": ids[one["class"]], "bbox": [x1, y1, 0.83 * (x2 - x1), y2 - y1]}
-            for place, entry in enumerate(found["images"])
-            for one in entry["detections"][2:9:2]
-            for x1, y1, x2, y2 in [one["box"]]
+            {"image_id": 900 - index, "category_id": ids[d["class"]], "bbox": [x1, y1, 0.83 * (x2 - x1), y2 - y1]}
+            for index, entry in enumerate(found["images"])
+            for d in entry["detections"][2:9:2]
+            for x1, y1, x2, y2 in [d["box"]]
         ]
         instances = {
-            "images": [{"id": 900 - place, "file_name": f"{place}.png"} for place in range(8)],
+            "images": [{"id": 900 - index, "file_name": f"{index}.png"} for index in range(8)],
             "categories": [{"id": key, "name": name} for name, key in ids.items()],
             "annotations": [
                 {"id": n, "iscrowd": 0, "area": t["bbox"][2] * t["bbox"][3], **t} for n, t in enumerate(truths, 1)
@@ -237,7 +237,7 @@ class TestRoundTrip:
         assert [row["epoch"] for row in json.loads(result.stdout)["history"]] == [1, 2]
         assert json.loads((folder / "config.json").read_text())["batch_size"] == 8
 
-    def test_demo_ends_with_its_score_and_a_picture(self, tmp_path):
+    def test_demo_prints_its_ap_and_the_drawn_images(self, tmp_path):
         result = fastssd("demo", "--quick", "--out", tmp_path / "demo")
         assert result.exit_code == 0
         assert "AP50" in result.stdout
@@ -266,20 +266,20 @@ class TestErrors:
             (["predict", "x.ckpt", "photo.jpg", "--accelerator", "nope"], 2, "nope"),
         ],
     )
-    def test_status_and_what_was_wrong(self, arguments, status, named, tmp_path):
+    def test_status_and_message(self, arguments, status, named, tmp_path):
         (tmp_path / "foreign.ckpt").write_bytes(b"not a checkpoint")
         (tmp_path / "folder").mkdir()
-        places = {"foreign": tmp_path / "foreign.ckpt", "folder": tmp_path / "folder"}
-        result = fastssd(*(argument.format(**places) for argument in arguments))
+        paths = {"foreign": tmp_path / "foreign.ckpt", "folder": tmp_path / "folder"}
+        result = fastssd(*(argument.format(**paths) for argument in arguments))
         assert result.exit_code == status
         assert named in result.stderr
         assert not result.stdout
 
-    def test_bad_annotations_are_left_out_on_request(self, picture, tmp_path):
+    def test_bad_annotations_are_left_out_on_request(self, photo, tmp_path):
         (tmp_path / "data" / "images").mkdir(parents=True)
         (tmp_path / "data" / "labels").mkdir()
         for index in range(8):
-            (tmp_path / "data" / "images" / f"{index}.jpg").write_bytes(picture.read_bytes())
+            (tmp_path / "data" / "images" / f"{index}.jpg").write_bytes(photo.read_bytes())
             (tmp_path / "data" / "labels" / f"{index}.txt").write_text(
                 "0 0.5 0.5 0.2 0.2\n" + "0 0.5 0.5 0 0\n" * (index < 2)
             )
@@ -303,7 +303,7 @@ class TestErrors:
         assert found.returncode == 1
         assert "Traceback" in found.stderr
 
-    def test_interrupted_training_says_how_to_go_on(self, tmp_path):
+    def test_interrupted_training_says_how_to_continue(self, tmp_path):
         folder = tmp_path / "a run"
         arguments = ["train", "shapes:8", "--epochs", "500", "--batch-size", "4", "--out", str(folder)]
         with subprocess.Popen(
@@ -322,7 +322,7 @@ class TestErrors:
 
 
 @needs_training
-def test_defaults_that_the_help_shows_are_those_of_training():
+def test_defaults_in_the_help_are_those_of_training():
     from fastssd.cli.train import train
     from fastssd.training import TrainConfig
 
@@ -333,7 +333,7 @@ def test_defaults_that_the_help_shows_are_those_of_training():
         if name in values and "option(" in annotation:
             shown[name] = eval(annotation, vars(sys.modules["fastssd.cli.train"])).__metadata__[0].show_default
     assert shown.keys() >= {"epochs", "lr", "neg_pos_ratio", "flip", "precision"}
-    said_in_words = {
+    described_in_words = {
         "num_workers",
         "cache",
         "weights",
@@ -343,12 +343,12 @@ def test_defaults_that_the_help_shows_are_those_of_training():
         "multi_scale",
         "class_weights",
     }
-    for name in shown.keys() - said_in_words:
+    for name in shown.keys() - described_in_words:
         assert shown[name] == str(values[name]), name
 
 
 @needs_training
-def test_anchors_are_fitted_and_learnt_with(tmp_path):
+def test_anchors_are_fitted_and_used_in_training(tmp_path):
     preset, plot = tmp_path / "fitted.json", tmp_path / "coverage.png"
     size = ("--image-size", 128)
     shown = fastssd("anchors", "shapes:12", *size, "--fit", "--out", preset, "--plot", plot, "--json")
@@ -359,9 +359,9 @@ def test_anchors_are_fitted_and_learnt_with(tmp_path):
         folder = tmp_path / f"run-{number}"
         result = fastssd("train", "shapes:12", *anchors, "--epochs", 1, "--batch-size", 4, "--out", folder)
         assert result.exit_code == 0, result.output
-        learnt = json.loads((folder / "config.json").read_text())["preset"]
-        assert learnt["image_size"] == 128
-        assert learnt["scales"] == json.loads(preset.read_text())["scales"]
+        used = json.loads((folder / "config.json").read_text())["preset"]
+        assert used["image_size"] == 128
+        assert used["scales"] == json.loads(preset.read_text())["scales"]
     wrong = fastssd("train", "shapes:12", "--preset", plot)
     assert wrong.exit_code == 1
     assert str(plot) in wrong.output

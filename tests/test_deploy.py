@@ -1,4 +1,4 @@
-"""Export and Detector: torch's results without torch, from whatever a picture comes as."""
+"""Export and Detector: the results of torch without torch, from every kind of input image."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from fastssd.ops import box_iou, postprocess_detections
 from fastssd.training.checkpoint import KEY, CheckpointInfo, save_checkpoint
 
 NAMES = ("cat", "dog", "Müller's cow")
-MOST = 300  # more than there are, so that none is cut off
+MOST = 300  # more than are found, so that none is cut off
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
 pytestmark = pytest.mark.usefixtures("one_thread_of_torch")
@@ -51,7 +51,7 @@ class Files(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """Thresholds to which no score and no IoU comes so near that a last bit would decide."""
+    """Thresholds that are not close to any score or IoU, so that rounding cannot change which boxes are found."""
 
     iou: float
     low: float
@@ -63,19 +63,19 @@ class Limit(NamedTuple):
 
 @functools.cache
 def trained_like() -> TinySSD:
-    """A network that is as sure of a few places as a trained one, and not of the same ones in all."""
+    """A network with a few confident detections, like a trained one, and different ones in every image."""
     torch.manual_seed(0)
     model = TinySSD(len(NAMES)).eval()
     with torch.no_grad():
-        for convs, sharpness in ((model.head.classes, 15), (model.head.boxes, 10)):
+        for convs, factor in ((model.head.classes, 15), (model.head.boxes, 10)):
             for conv in convs:
-                conv.weight *= sharpness
+                conv.weight *= factor
         for conv in model.head.classes:
-            conv.bias.view(-1, 4)[:, 0] += 2  # background, mostly
+            conv.bias.view(-1, 4)[:, 0] += 2  # most anchors are background
     return model
 
 
-def clear(values: np.ndarray, near: float) -> float:
+def widest_gap(values: np.ndarray, near: float) -> float:
     """The middle of the widest gap between values around `near`."""
     around = np.sort(np.append(values[np.abs(values - near) < 0.02], [near - 0.02, near + 0.02])).astype(np.float64)
     gap = np.diff(around).argmax()
@@ -83,30 +83,27 @@ def clear(values: np.ndarray, near: float) -> float:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[np.ndarray]:
-    """Of several sizes, one of them the network's."""
+def images() -> list[np.ndarray]:
+    """Images of several sizes; one has the network's input size."""
     images = [sample.image for sample in shapes_dataset(4)]
     return [images[0][:97, :201], images[1], np.repeat(images[2], 3, axis=0), images[3][:, ::2]]
 
 
 @pytest.fixture(scope="module")
-def limit(pictures) -> Limit:
-    everything = detect(
-        trained_like(), pictures, score_threshold=0.04, iou_threshold=1, topk=None, max_detections=99_999
-    )
-    scores = np.concatenate([found.scores for found in everything])
+def limit(images) -> Limit:
+    unfiltered = detect(trained_like(), images, score_threshold=0.04, iou_threshold=1, topk=None, max_detections=99_999)
+    scores = np.concatenate([found.scores for found in unfiltered])
     ious = [
         box_iou(found.boxes[found.labels == label], found.boxes[found.labels == label]).ravel()
-        for found in everything
+        for found in unfiltered
         for label in np.unique(found.labels)
     ]
-    wanted = (0.06, 0.3, 0.6, 0.9)
-    low, *rest = (clear(scores, near) for near in wanted)
-    return Limit(clear(np.concatenate(ious), 0.45), low, (low, *rest))
+    thresholds = tuple(widest_gap(scores, near) for near in (0.06, 0.3, 0.6, 0.9))
+    return Limit(widest_gap(np.concatenate(ious), 0.45), thresholds[0], thresholds)
 
 
-def exported_before(patch: pytest.MonkeyPatch, heads: Path) -> None:
-    """Let torch's exporter, which takes seconds, give what it gave before."""
+def reuse_export(patch: pytest.MonkeyPatch, heads: Path) -> None:
+    """Replace torch's exporter, which takes seconds, by its result in `heads`."""
     patch.setattr("fastssd.deploy.onnx_export._heads", lambda _: onnx.load(heads))
 
 
@@ -119,17 +116,17 @@ def files(tmp_path_factory, limit) -> Files:
     save_checkpoint({"state_dict": model.state_dict(), KEY: info.to_dict()}, made.checkpoint)
     model.train()
     export_onnx(model, made.heads, class_names=NAMES)
-    assert model.training  # it was left as it was
+    assert model.training  # exporting has not changed its mode
     model.eval()
     with pytest.MonkeyPatch.context() as patch:
-        exported_before(patch, made.heads)
+        reuse_export(patch, made.heads)
         export_onnx(model, made.nms, class_names=NAMES, nms=True, **limit.options())
     return made
 
 
 @pytest.fixture(scope="module")
 def detectors(files, limit) -> list[Detector]:
-    """One of each kind of file, with the same limits."""
+    """A detector for each kind of file, with the same limits."""
     return [Detector(path, **limit.options()) for path in files]
 
 
@@ -147,30 +144,30 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("which", Files._fields)
-def test_every_file_gives_what_torch_gives(files, pictures, limit, which):
+def test_every_file_gives_the_results_of_torch(files, images, limit, which):
     for threshold in limit.scores:
-        refs = detect(trained_like(), pictures, **limit.options(threshold))
-        comps = Detector(getattr(files, which), **limit.options(threshold))(pictures)
+        refs = detect(trained_like(), images, **limit.options(threshold))
+        comps = Detector(getattr(files, which), **limit.options(threshold))(images)
         for comp, ref in zip(comps, refs, strict=True):
             assert_same(comp, ref)
             assert comp.names == tuple(NAMES[label - 1] for label in ref.labels)
 
 
-def test_many_one_and_none(files, pictures, limit, detectors):
-    scores = detectors[0](pictures[0]).scores
+def test_many_detections_one_and_none(files, images, limit, detectors):
+    scores = detectors[0](images[0]).scores
     between, above = float(scores[:2].astype(np.float64).mean()), float(np.nextafter(scores[0], np.float32(2))) + 1e-4
-    assert len(set(detectors[0](pictures[0]).labels)) == len(NAMES)
+    assert len(set(detectors[0](images[0]).labels)) == len(NAMES)
     for path in files:
         counts = [
-            len(Detector(path, score_threshold=t, iou_threshold=limit.iou)(pictures[0]))
+            len(Detector(path, score_threshold=t, iou_threshold=limit.iou)(images[0]))
             for t in (limit.low, between, above)
         ]
         assert counts == [len(scores), 1, 0]
         assert len(scores) > 20
-        assert Detector(path, score_threshold=above, iou_threshold=limit.iou)(pictures[0]).boxes.shape == (0, 4)
+        assert Detector(path, score_threshold=above, iou_threshold=limit.iou)(images[0]).boxes.shape == (0, 4)
 
 
-def test_a_run_folder_means_its_best_checkpoint(files, tmp_path):
+def test_a_run_folder_is_opened_at_its_best_checkpoint(files, tmp_path):
     best = tmp_path / "checkpoints" / "best.ckpt"
     best.parent.mkdir()
     best.write_bytes(files.checkpoint.read_bytes())
@@ -179,16 +176,16 @@ def test_a_run_folder_means_its_best_checkpoint(files, tmp_path):
 
 
 @pytest.mark.parametrize("most", [1, 7])
-def test_fewer_detections_are_the_first_ones(files, pictures, limit, detectors, most):
-    ref = detectors[0](pictures[0])
+def test_fewer_detections_are_the_first_ones(files, images, limit, detectors, most):
+    ref = detectors[0](images[0])
     for path in files:
-        comp = Detector(path, score_threshold=limit.low, iou_threshold=limit.iou, max_detections=most)(pictures[0])
+        comp = Detector(path, score_threshold=limit.low, iou_threshold=limit.iou, max_detections=most)(images[0])
         assert len(comp) == most
         np.testing.assert_allclose(comp.boxes, ref.boxes[:most], **TOLERANCE)
 
 
-def test_the_same_pixels_reach_every_network(pictures):
-    pixels = np.stack([preprocess.resize_image(picture, 256) for picture in pictures])
+def test_the_same_pixels_reach_every_network(images):
+    pixels = np.stack([preprocess.resize_image(image, 256) for image in images])
     ref = preprocess.to_input(torch.from_numpy(pixels)).numpy()
     comp = to_input(pixels)
     assert comp.flags.c_contiguous
@@ -200,8 +197,8 @@ def test_the_same_pixels_reach_every_network(pictures):
 
 
 WITHOUT_TORCH = {
-    "Detector": "[fastssd.Detector(path)(picture).draw() for path in (heads, nms)]",
-    "predict": "from fastssd.cli import app; app(['predict', heads, picture, '--out', out], standalone_mode=False)",
+    "Detector": "[fastssd.Detector(path)(image).draw() for path in (heads, nms)]",
+    "predict": "from fastssd.cli import app; app(['predict', heads, image, '--out', out], standalone_mode=False)",
 }
 
 
@@ -209,11 +206,11 @@ WITHOUT_TORCH = {
 def test_an_onnx_file_needs_no_torch(files, tmp_path, way):
     if way == "predict":
         pytest.importorskip("typer")
-    picture = tmp_path / "picture.png"
-    Image.fromarray(shapes_dataset(1)[0].image).save(picture)
+    image = tmp_path / "image.png"
+    Image.fromarray(shapes_dataset(1)[0].image).save(image)
     done = python(f"""
 import sys, fastssd
-heads, nms, picture, out = {[str(path) for path in (files.heads, files.nms, picture, tmp_path / "out")]}
+heads, nms, image, out = {[str(path) for path in (files.heads, files.nms, image, tmp_path / "out")]}
 {WITHOUT_TORCH[way]}
 print(sorted({{"torch", "onnx", "matplotlib"}} & set(sys.modules)))
 """)
@@ -222,7 +219,7 @@ print(sorted({{"torch", "onnx", "matplotlib"}} & set(sys.modules)))
 
 
 @pytest.mark.parametrize(("module", "extra"), [("onnxruntime", "fastssd[deploy]"), ("PIL", "fastssd[deploy]")])
-def test_what_is_missing_names_its_extra(files, module, extra):
+def test_the_error_for_a_missing_package_names_its_extra(files, module, extra):
     code = (
         f"import sys; sys.modules[{module!r}] = None; import fastssd; fastssd.Detector({str(files.heads)!r})('x.jpg')"
     )
@@ -231,16 +228,16 @@ def test_what_is_missing_names_its_extra(files, module, extra):
     assert extra in done.stderr.splitlines()[-1]
 
 
-def test_exporting_without_its_extra_names_it():
+def test_the_error_of_exporting_names_its_extra():
     done = python("import sys; sys.modules['onnxscript'] = None; import fastssd.deploy.onnx_export")
     assert "fastssd[export]" in done.stderr.splitlines()[-1]
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- images --------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_may_come_as_anything(files, pictures, limit, tmp_path):
-    image, path = pictures[0], tmp_path / "picture.png"
+def test_every_kind_of_image_is_accepted(files, images, limit, tmp_path):
+    image, path = images[0], tmp_path / "image.png"
     Image.fromarray(image).save(path)
     detector = Detector(files.heads, score_threshold=limit.low, iou_threshold=limit.iou, batch_size=2)
     ref = detector(image)
@@ -255,24 +252,24 @@ def test_a_picture_may_come_as_anything(files, pictures, limit, tmp_path):
         assert_same(comp, ref)
         assert comp.size == image.shape[:2]
     assert detector([]) == []
-    assert [len(found) for found in detector(pictures)] == [len(detector(picture)) for picture in pictures]
+    assert [len(found) for found in detector(images)] == [len(detector(image)) for image in images]
 
 
-def test_a_file_is_turned_upright_and_an_an_image_is_as_it_lies(detectors, pictures):
+def test_exif_orientation_is_applied_to_files_but_not_to_pillow_images(detectors, images):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned to the left when it was taken
+    exif[0x0112] = 6  # to be turned to the right
     content = io.BytesIO()
-    Image.fromarray(pictures[0]).save(content, "PNG", exif=exif)
+    Image.fromarray(images[0]).save(content, "PNG", exif=exif)
     detector = detectors[1]
-    height, width = pictures[0].shape[:2]
+    height, width = images[0].shape[:2]
     upright = detector(content.getvalue())
     assert upright.size == (width, height)
-    assert_same(upright, detector(np.rot90(pictures[0], -1)))
+    assert_same(upright, detector(np.rot90(images[0], -1)))
     assert detector(Image.open(content)).size == (height, width)
 
 
-def test_results_can_be_gone_through_indexed_and_drawn(detectors, pictures):
-    found = detectors[1](pictures[0])
+def test_results_can_be_iterated_indexed_and_drawn(detectors, images):
+    found = detectors[1](images[0])
     assert [*found] == [found[i] for i in range(len(found))]
     name, score, box = found[0]
     assert (name, score) == (NAMES[found.labels[0] - 1], found.scores.max())
@@ -280,37 +277,37 @@ def test_results_can_be_gone_through_indexed_and_drawn(detectors, pictures):
     assert name in repr(found)
     drawn = found.draw()
     assert drawn.size == (found.size[1], found.size[0])
-    assert (np.asarray(drawn) != pictures[0]).any()
+    assert (np.asarray(drawn) != images[0]).any()
 
 
 @pytest.mark.parametrize(
-    ("picture", "error", "named"),
+    ("image", "error", "named"),
     [
         (None, TypeError, "NoneType"),
         ([3.5], TypeError, r"pictures\[0\].*float"),
         ("missing.jpg", DataError, "missing.jpg"),
-        (b"no picture", DataError, "picture"),
-        ([np.zeros((4, 4, 3), np.uint8), b"no picture"], DataError, r"pictures\[1\]"),
+        (b"no image", DataError, "picture"),
+        ([np.zeros((4, 4, 3), np.uint8), b"no image"], DataError, r"pictures\[1\]"),
         (np.zeros((4, 4), np.uint8), ValueError, r"\[4, 4\]"),
         (np.zeros((3, 4, 4), np.uint8), ValueError, r"\[3, 4, 4\]"),
         (np.zeros((4, 4, 3)), ValueError, "float64"),
         ([np.zeros((0, 4, 3), np.uint8)], ValueError, r"pictures\[0\]"),
     ],
 )
-def test_what_is_no_picture_is_named(files, picture, error, named):
+def test_the_error_for_a_bad_image_names_it(files, image, error, named):
     with pytest.raises(error, match=named):
-        Detector(files.heads)(picture)
+        Detector(files.heads)(image)
 
 
-def test_what_cannot_be_read_may_come_back_in_its_place(files, pictures, limit):
+def test_errors_can_be_returned_instead_of_raised(files, images, limit):
     detector = Detector(files.heads, score_threshold=limit.low, iou_threshold=limit.iou, batch_size=2)
-    several = [b"no picture", pictures[0], "missing.jpg", b"", b"no picture", pictures[1]]
+    several = [b"no image", images[0], "missing.jpg", b"", b"no image", images[1]]
     found = [*detector.stream(several, on_error="return")]
-    for place, each in enumerate(found):
-        if place in (1, 5):
-            assert_same(each, detector(several[place]))
+    for index, result in enumerate(found):
+        if index in (1, 5):
+            assert_same(result, detector(several[index]))
         else:
-            assert isinstance(each, DataError)
+            assert isinstance(result, DataError)
     assert "missing.jpg" in str(found[2])
     with pytest.raises(ValueError, match="ignore"):
         next(detector.stream(several, on_error="ignore"))
@@ -320,18 +317,18 @@ def test_what_cannot_be_read_may_come_back_in_its_place(files, pictures, limit):
         next(detector.stream("missing.jpg", on_error="return"))
 
 
-def test_a_result_as_json_has_every_bit(detectors, pictures):
-    found = detectors[1](pictures[0])
+def test_a_result_as_json_is_exact(detectors, images):
+    found = detectors[1](images[0])
     again = json.loads(json.dumps(found.to_dict()))
     assert (again["height"], again["width"]) == found.size
-    np.testing.assert_array_equal(np.float32([each["box"] for each in again["detections"]]), found.boxes)
-    np.testing.assert_array_equal(np.float32([each["score"] for each in again["detections"]]), found.scores)
-    assert tuple(each["class"] for each in again["detections"]) == found.names
+    np.testing.assert_array_equal(np.float32([d["box"] for d in again["detections"]]), found.boxes)
+    np.testing.assert_array_equal(np.float32([d["score"] for d in again["detections"]]), found.scores)
+    assert tuple(d["class"] for d in again["detections"]) == found.names
 
 
-def test_a_truncated_picture_is_an_error(files, pictures):
+def test_a_truncated_image_is_an_error(files, images):
     content = io.BytesIO()
-    Image.fromarray(pictures[1]).save(content, "JPEG")
+    Image.fromarray(images[1]).save(content, "JPEG")
     with pytest.raises(DataError, match="truncated"):
         Detector(files.heads)(content.getvalue()[:-200])
 
@@ -340,17 +337,17 @@ def test_a_truncated_picture_is_an_error(files, pictures):
 
 
 @pytest.mark.parametrize("which", Files._fields)
-def test_one_detector_serves_threads_and_survives_pickling(files, pictures, limit, which):
+def test_one_detector_serves_threads_and_survives_pickling(files, images, limit, which):
     detector = Detector(
         getattr(files, which), score_threshold=0.2, iou_threshold=limit.iou, max_detections=50, threads=1
     )
-    refs = detector(pictures)
+    refs = detector(images)
     with ThreadPoolExecutor(4) as threads:
-        for comp, ref in zip(threads.map(detector, pictures * 4), refs * 4, strict=True):
+        for comp, ref in zip(threads.map(detector, images * 4), refs * 4, strict=True):
             assert_same(comp, ref)
     again = pickle.loads(pickle.dumps(detector))
     assert again.limits == detector.limits
-    for comp, ref in zip(again(pictures), refs, strict=True):
+    for comp, ref in zip(again(images), refs, strict=True):
         assert_same(comp, ref)
 
 
@@ -370,12 +367,12 @@ def test_one_detector_serves_threads_and_survives_pickling(files, pictures, limi
         ("nms", {"max_detections": MOST + 1}, "max_detections"),
     ],
 )
-def test_an_option_that_cannot_be_is_named(files, which, options, named):
+def test_the_error_for_a_bad_option_names_it(files, which, options, named):
     with pytest.raises(ValueError, match=named):
         Detector(getattr(files, which), **options)
 
 
-def test_a_file_that_is_no_detector_is_named(files, tmp_path):
+def test_the_error_for_a_bad_file_names_it(files, tmp_path):
     foreign = onnx.load(files.heads)
     del foreign.metadata_props[:]
     contents = {
@@ -396,7 +393,7 @@ def test_a_file_that_is_no_detector_is_named(files, tmp_path):
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
-def test_the_file_says_everything_and_nothing_of_this_machine(files, limit):
+def test_the_metadata_is_complete_and_has_nothing_of_this_machine(files, limit):
     for path in (files.heads, files.nms):
         exported = onnx.load(path)
         onnx.checker.check_model(exported, full_check=True)
@@ -408,12 +405,12 @@ def test_the_file_says_everything_and_nothing_of_this_machine(files, limit):
         np.testing.assert_array_equal(info.anchors, TINYSSD.anchors())
         assert {opset.domain for opset in exported.opset_import} == {""}
         content = path.read_bytes()
-        for place in (os.path.dirname(fastssd.__file__), os.path.dirname(torch.__file__), "forward"):
-            assert place.encode() not in content
+        for text in (os.path.dirname(fastssd.__file__), os.path.dirname(torch.__file__), "forward"):
+            assert text.encode() not in content
 
 
-def test_a_file_is_written_whole_or_not_at_all(files, tmp_path, monkeypatch):
-    exported_before(monkeypatch, files.heads)
+def test_a_file_is_written_completely_or_not_at_all(files, tmp_path, monkeypatch):
+    reuse_export(monkeypatch, files.heads)
     target = tmp_path / "model.onnx"
     target.write_text("before")
     with pytest.raises(ValueError, match="3 names"):
@@ -428,7 +425,7 @@ def test_a_file_is_written_whole_or_not_at_all(files, tmp_path, monkeypatch):
 
 
 class Postprocess:
-    """The part of the graph behind the heads, alone."""
+    """The part of the graph after the heads."""
 
     def __init__(self, info: NetworkInfo) -> None:
         self.info = info
@@ -476,8 +473,8 @@ def postprocess_of(rng, limits: Limits, classes=3, anchors=300, activation="none
         Limits(0.5, 0.3, topk=10_000, max_detections=10_000),
     ],
 )
-def test_standard_operators_give_what_ours_give(limits):
-    """Also with ties, which a softmax would break by a last bit, and with numbers that are none."""
+def test_standard_operators_give_the_results_of_ours(limits):
+    """With ties too (without softmax, whose rounding would break them), and with NaN and infinity."""
     rng = np.random.default_rng(0)
     postprocess = postprocess_of(rng, limits)
     for batch in (1, 3):
@@ -489,7 +486,7 @@ def test_standard_operators_give_what_ours_give(limits):
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_standard_operators_know_every_activation(activation):
+def test_standard_operators_have_every_activation(activation):
     rng = np.random.default_rng(0)
     postprocess = postprocess_of(rng, Limits(0.2, 0.45, 400, 200), activation=activation)
     counts = postprocess.compare(
@@ -498,8 +495,8 @@ def test_standard_operators_know_every_activation(activation):
     assert counts.min() > 10
 
 
-def test_a_threshold_is_hit_exactly():
-    """At an IoU or score that is the threshold nothing is suppressed or detected; one bit beside it is."""
+def test_thresholds_are_exact():
+    """An IoU or score equal to the threshold does not suppress or count as a detection; one bit above it does."""
     rng = np.random.default_rng(0)
     postprocess = postprocess_of(rng, Limits(0.3, 0.45, 2, 2), classes=1, anchors=2)
     anchors = np.array([[0.1, 0.1, 0.5, 0.5], [0.2, 0.1, 0.6, 0.5]], np.float32)
@@ -516,7 +513,7 @@ def test_a_threshold_is_hit_exactly():
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.3, 0.45, 0.5, 1 / 3, 1.0])
-def test_a_float32_is_over_the_rounded_threshold_iff_over_the_threshold(threshold):
+def test_rounding_a_threshold_to_float32_changes_no_comparison(threshold):
     near = np.float32(threshold)
     for value in (np.nextafter(near, np.float32(-1)), near, np.nextafter(near, np.float32(2))):
         assert (value > at_most(threshold)) == (float(value) > threshold)
@@ -525,8 +522,8 @@ def test_a_float32_is_over_the_rounded_threshold_iff_over_the_threshold(threshol
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_command_exports_and_predicts_with_what_it_exported(files, pictures, limit, tmp_path, monkeypatch):
-    exported_before(monkeypatch, files.heads)
+def test_command_predicts_with_the_file_that_it_exported(files, images, limit, tmp_path, monkeypatch):
+    reuse_export(monkeypatch, files.heads)
     pytest.importorskip("typer")
     from typer.testing import CliRunner
 
@@ -537,8 +534,8 @@ def test_command_exports_and_predicts_with_what_it_exported(files, pictures, lim
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
 
-    picture, checkpoint = tmp_path / "picture.png", tmp_path / "model.ckpt"
-    Image.fromarray(pictures[0]).save(picture)
+    image, checkpoint = tmp_path / "image.png", tmp_path / "model.ckpt"
+    Image.fromarray(images[0]).save(image)
     checkpoint.write_bytes(files.checkpoint.read_bytes())
     limits = ["--score-threshold", limit.low, "--nms-threshold", limit.iou]
     exported = command("export", checkpoint, "--nms", "--json", *limits)
@@ -546,7 +543,7 @@ def test_command_exports_and_predicts_with_what_it_exported(files, pictures, lim
     assert exported["outputs"]["boxes"] == ["batch", 200, 4]
     assert exported["difference"] < 1e-4
     found = [
-        command("predict", model, picture, "--out", tmp_path / "out", "--no-draw", "--json", *options)
+        command("predict", model, image, "--out", tmp_path / "out", "--no-draw", "--json", *options)
         for model, options in ((checkpoint, limits), (tmp_path / "model.onnx", []))
     ]
     ref, comp = ([image["detections"] for image in result["images"]] for result in found)

@@ -1,4 +1,4 @@
-"""The network's order of outputs, and the criterion against a slow and plain second version."""
+"""The order of the network's outputs, and the criterion compared with a slow and simple version."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def test_tinyssd_is_the_network_of_the_design():
+def test_tinyssd_has_the_documented_shapes():
     model = TinySSD(num_classes=3)
     logits, deltas = model(torch.rand(2, 3, 256, 256))
     assert model.anchors.shape == (5444, 4)
@@ -36,13 +36,13 @@ def test_tinyssd_is_the_network_of_the_design():
     assert deltas.shape == (2, 5444, 4)
 
 
-def test_a_head_channel_reaches_the_anchor_it_speaks_of():
-    preset = Preset("odd", 64, ((3, 5), (2, 1)), ((0.2, 0.3), (0.5,)), ((1.0, 2.0, 0.5), (1.0, 3.0)))
+def test_every_channel_of_a_head_belongs_to_its_anchor():
+    preset = Preset("small", 64, ((3, 5), (2, 1)), ((0.2, 0.3), (0.5,)), ((1.0, 2.0, 0.5), (1.0, 3.0)))
     head = Head((2, 2), preset.anchors_per_cell, num_columns=2)
     maps = []
     for (rows, columns), classes, boxes in zip(preset.grid_sizes, head.classes, head.boxes, strict=True):
         y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
-        maps.append(torch.stack([x, y])[None])  # each cell knows its centre, and hands it on:
+        maps.append(torch.stack([x, y])[None])  # the features of a cell are its centre, and the heads return them:
         for conv, step in ((classes, 2), (boxes, 4)):
             torch.nn.init.zeros_(conv.weight)
             conv.weight.data[0::step, 0, 1, 1] = 1
@@ -63,7 +63,7 @@ def _shapes(preset, level):
     return [(scale, ratios[0]) for scale in scales] + [(scales[0], ratio) for ratio in ratios[1:]]
 
 
-def test_pooling_in_front_of_relu_changes_nothing():
+def test_pooling_before_relu_changes_nothing():
     block = down_sample_block(3, 4)
     x, again = (torch.randn(2, 3, 8, 8, requires_grad=True) for _ in range(2))
     again.data.copy_(x.data)
@@ -77,7 +77,7 @@ def test_pooling_in_front_of_relu_changes_nothing():
     torch.testing.assert_close(x.grad, again.grad, rtol=0, atol=0)
 
 
-def test_pictures_of_another_size_and_unknown_models_are_errors():
+def test_images_of_another_size_and_unknown_models_are_errors():
     with pytest.raises(ValueError, match="256 x 256"):
         TinySSD(1)(torch.rand(1, 3, 128, 128))
     with pytest.raises(ValueError, match="tinyssd"):
@@ -96,7 +96,7 @@ def test_a_preset_survives_json():
 
 
 def _batch(columns=4):
-    """Three pictures, the last without objects, and outputs as a network would give them."""
+    """Three images, the last without objects, and random outputs of a network."""
     anchors = torch.from_numpy(TINY.anchors())
     gt_boxes = [
         torch.tensor([[0.1, 0.1, 0.5, 0.4], [0.3, 0.3, 0.9, 0.95], [0.02, 0.8, 0.08, 0.85]]),
@@ -110,7 +110,7 @@ def _batch(columns=4):
 
 
 def _slow_losses(criterion, anchors, gt_boxes, gt_labels, logits, deltas):
-    """Anchor by anchor."""
+    """The losses, computed anchor by anchor."""
     positives, class_loss, box_loss = 0, 0.0, 0.0
     for image, (boxes, labels) in enumerate(zip(gt_boxes, gt_labels, strict=True)):
         gt_idx = match_anchors(
@@ -130,8 +130,8 @@ def _slow_losses(criterion, anchors, gt_boxes, gt_labels, logits, deltas):
             if criterion.class_loss == "focal":
                 for column in range(1, len(logit)):
                     p = torch.sigmoid(logit[column])
-                    hit = label == column
-                    p, alpha = (p, criterion.focal_alpha) if hit else (1 - p, 1 - criterion.focal_alpha)
+                    is_target = label == column
+                    p, alpha = (p, criterion.focal_alpha) if is_target else (1 - p, 1 - criterion.focal_alpha)
                     class_loss = class_loss - weight * alpha * (1 - p) ** criterion.focal_gamma * p.log()
             else:
                 loss = -logit.log_softmax(0)[label]
@@ -141,12 +141,12 @@ def _slow_losses(criterion, anchors, gt_boxes, gt_labels, logits, deltas):
                     negatives.append(loss)
             if matched >= 0:
                 count += 1
-                wanted = encode_boxes(boxes[matched][None], anchors[anchor][None])[0]
-                for error in (deltas[image, anchor] - wanted).abs():
+                target = encode_boxes(boxes[matched][None], anchors[anchor][None])[0]
+                for error in (deltas[image, anchor] - target).abs():
                     beta = criterion.smooth_l1_beta if criterion.box_loss == "smooth_l1" else 0.0
                     box_loss = box_loss + (0.5 * error**2 / beta if error < beta else error - beta / 2)
-        wanted = max(math.ceil(criterion.neg_pos_ratio * count), criterion.min_negatives)
-        class_loss = class_loss + sum(sorted(negatives, key=torch.Tensor.item, reverse=True)[:wanted])
+        num_negatives = max(math.ceil(criterion.neg_pos_ratio * count), criterion.min_negatives)
+        class_loss = class_loss + sum(sorted(negatives, key=torch.Tensor.item, reverse=True)[:num_negatives])
         positives += count
     return class_loss / max(positives, 1), box_loss / max(positives, 1), positives
 
@@ -177,7 +177,7 @@ def test_losses_and_gradients_equal_the_slow_version(criterion):
 
 
 def test_class_weights_are_those_of_torch():
-    """Over the anchors that take part: a cross entropy with weights, as torch has it, summed."""
+    """The loss is torch's weighted cross entropy, summed over positives and mined negatives."""
     anchors, gt_boxes, gt_labels, logits, deltas = _batch()
     criterion = Criterion(class_weights=(0.2, 3.0, 7.0))
     targets = criterion.match_targets(anchors, gt_boxes, gt_labels)
@@ -198,7 +198,7 @@ def test_class_weights_are_those_of_torch():
         Criterion(class_weights=(1.0, -1.0, 1.0))
 
 
-def test_gradients_flow_only_where_they_should():
+def test_only_positives_and_mined_negatives_get_gradients():
     criterion = Criterion(background_threshold=0.3)
     anchors, gt_boxes, gt_labels, logits, deltas = _batch()
     targets = criterion.match_targets(anchors, gt_boxes, gt_labels)
@@ -231,7 +231,7 @@ def test_half_precision_outputs_and_unknown_options():
         Criterion(class_loss="hinge")
 
 
-def test_focal_presets_start_from_rare_objects():
+def test_focal_presets_start_with_a_low_probability_of_objects():
     logits, _ = TinySSD(2, replace(TINY, activation="sigmoid"))(torch.rand(1, 3, 64, 64))
     assert logits[..., 1:].sigmoid().mean().item() == pytest.approx(0.01, rel=0.3)
 
@@ -239,8 +239,8 @@ def test_focal_presets_start_from_rare_objects():
 # --- detection ---------------------------------------------------------------------------------------------------
 
 
-class _Knowing(TinySSD):
-    """Sees class 2 at one anchor of each picture: at anchor 5 of the first in its batch, 6 of the second, ..."""
+class _FixedOutputs(TinySSD):
+    """Detects class 2 at one anchor of each image: at anchor 5 in the first of a batch, 6 in the second, ..."""
 
     def forward(self, images):
         batch, anchors = len(images), len(self.anchors)
@@ -250,16 +250,16 @@ class _Knowing(TinySSD):
         return logits, torch.zeros(batch, anchors, 4)
 
 
-def test_detections_are_in_the_pixels_of_each_picture():
-    model = _Knowing(2, TINY)
+def test_detections_are_in_the_pixels_of_each_image():
+    model = _FixedOutputs(2, TINY)
     sizes = [(50, 80), (64, 64), (30, 10)]
     found = detect(model, [np.zeros((*size, 3), np.uint8) for size in sizes], batch_size=2)
     assert model.training
-    for (height, width), anchor, seen in zip(sizes, (5, 6, 5), found, strict=True):
+    for (height, width), anchor, detections in zip(sizes, (5, 6, 5), found, strict=True):
         expected = TINY.anchors()[anchor].clip(0, 1) * np.array([width, height, width, height])
-        np.testing.assert_allclose(seen.boxes, expected[None], rtol=1e-5, atol=1e-4)
-        assert seen.names(("cat", "dog")) == ["dog"]
-        assert seen.scores[0] > 0.99
+        np.testing.assert_allclose(detections.boxes, expected[None], rtol=1e-5, atol=1e-4)
+        assert detections.names(("cat", "dog")) == ["dog"]
+        assert detections.scores[0] > 0.99
     assert detect(model, []) == []
     with pytest.raises(ValueError, match="image"):
         detect(model, [np.zeros((8, 8), np.uint8)])

@@ -1,4 +1,4 @@
-"""Evaluation: metrics and kinds of errors by hand, and the report that shows them."""
+"""Evaluation: metrics and kinds of errors, compared with values by hand, and the report."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def found(boxes, scores, labels):
 
 def truth(boxes, labels, difficult=None):
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
-    hard = np.zeros(len(boxes), bool) if difficult is None else np.array(difficult, bool)
-    return GroundTruth(boxes, np.array(labels, np.int64), hard)
+    mask = np.zeros(len(boxes), bool) if difficult is None else np.array(difficult, bool)
+    return GroundTruth(boxes, np.array(labels, np.int64), mask)
 
 
 def test_coco_by_hand():
     there = truth(BOXES, [1, 1, 2], [False, False, True])
-    # Class 1: one exact hit above one miss: recall 0.5 at precision 1. Class 2: nothing but a difficult box.
+    # Class 1: an exact detection, then a wrong one: recall 0.5 at precision 1. Class 2: only a difficult box.
     seen = found([BOXES[0], [70, 70, 80, 80], BOXES[2]], [0.9, 0.8, 0.99], [1, 1, 2])
     metrics = coco_metrics([seen], [there], ("a", "b"), by_size=True)
     assert metrics["AP50"] == metrics["AP"] == metrics["AP_small"] == pytest.approx(51 / 101)
@@ -75,24 +75,24 @@ def test_every_kind_of_error():
 def test_confusion_by_hand():
     there = truth([*BOXES, [100, 0, 110, 10]], [1, 2, 1, 1], [False, False, True, False])
     seen = found([BOXES[0], BOXES[1], BOXES[2], [80, 80, 90, 90], BOXES[0]], [0.9, 0.8, 0.7, 0.6, 0.1], [1, 1, 2, 2, 2])
-    # Right; class 2 taken for class 1; a difficult one found, which counts nowhere; background; under the threshold.
+    # Right; class 2 detected as class 1; a difficult box, which does not count; background; below the threshold.
     assert confusion_matrix([seen], [there], 2).tolist() == [[1, 0, 1], [1, 0, 0], [0, 1, 0]]
 
 
-def test_the_report_is_one_file_that_shows_the_worst_pictures_first(tmp_path):
+def test_the_report_is_self_contained_and_shows_the_worst_images_first(tmp_path):
     there = [truth(BOXES, [1, 1, 2]), truth(BOXES, [1, 1, 2]), truth([], [])]
     seen = [found([BOXES[0]], [0.9], [1]), found(BOXES, [0.9, 0.8, 0.7], [1, 1, 2]), found(BOXES[:1], [0.9], [2])]
-    asked = []
+    read = []
 
-    def picture(index):
-        asked.append(index)
-        return np.full((64, 80, 3), 90, np.uint8), f"picture <{index}>"
+    def image_at(index):
+        read.append(index)
+        return np.full((64, 80, 3), 90, np.uint8), f"image <{index}>"
 
-    write_report(tmp_path / "report.html", seen, there, ("a", "b & c"), picture, title="a test")
+    write_report(tmp_path / "report.html", seen, there, ("a", "b & c"), image_at, title="a test")
     page = (tmp_path / "report.html").read_text()
-    assert asked == [0, 2]  # two missed, one wrong; the picture without errors is not shown
+    assert read == [0, 2]  # two missed, then one wrong; the image without errors is not shown
     assert page.count("data:image/jpeg;base64") == 2
     assert page.count("<svg") == 3
     assert "b &amp; c" in page
-    assert "picture &lt;0&gt;" in page
-    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)  # nothing from elsewhere
+    assert "image &lt;0&gt;" in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)  # loads nothing

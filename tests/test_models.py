@@ -1,4 +1,4 @@
-"""The models: what they look like, that they learn, and that the switches for speed work on them."""
+"""The models: their shapes, that they learn, and that they work with the options for speed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastssd.detection import (  # noqa: E402
 )
 from fastssd.detection.weights import PUBLISHED  # noqa: E402
 
-# SSD512 on a quarter of the pixels: the smallest square that its feature maps allow.
+# SSD512 with about a quarter of the pixels: the smallest input that its feature maps allow.
 SMALL_512 = replace(
     SSD512, image_size=272, grid_sizes=((34, 34), (17, 17), (9, 9), (5, 5), (3, 3), (2, 2), (1, 1)), steps=None
 )
@@ -42,7 +42,7 @@ def small_model(name, num_classes=2):
     return build_model(name, num_classes, SMALL_512 if name == "ssd512_vgg16" else None)
 
 
-def pictures(model, count):
+def sample_images(model, count):
     """Two bright rectangles on noise, with their boxes and labels."""
     size = model.preset.image_size
     half, quarter = size // 2, size // 4
@@ -53,11 +53,11 @@ def pictures(model, count):
     return images.contiguous(memory_format=torch.channels_last), [boxes] * count, [labels] * count
 
 
-# --- what they are -------------------------------------------------------------------------------------------------
+# --- shapes --------------------------------------------------------------------------------------------------------
 
 
 def table():
-    """The table of docs/models.md."""
+    """The table in docs/models.md."""
     rows = [
         "| model | input | feature maps | anchors | parameters | published weights |",
         "|---|---|---|---|---|---|",
@@ -78,12 +78,12 @@ def test_the_table_in_the_manual_is_true():
     assert table() in (Path(__file__).parents[1] / "docs" / "models.md").read_text()
 
 
-def test_papers_numbers_of_anchors():
+def test_numbers_of_anchors_are_those_of_the_papers():
     anchors = {name: len(entry.preset.anchors()) for name, entry in MODELS.items()}
     assert (anchors["tinyssd"], anchors["ssd300_vgg16"], anchors["ssd512_vgg16"]) == (5444, 8732, 24564)
 
 
-def test_presets_of_before_and_wrong_ones():
+def test_old_presets_can_be_read_and_wrong_ones_are_errors():
     old = {key: value for key, value in TINYSSD.to_dict().items() if key not in ("steps", "clip", "topk")}
     assert Preset.from_dict(old) == TINYSSD
     with pytest.raises(ValueError, match="clip"):
@@ -99,7 +99,7 @@ def test_steps_of_equal_parts_change_no_anchor():
     np.testing.assert_allclose(clipped[:2, 2:] - clipped[:2, :2], 1, atol=1e-6)
 
 
-def test_half_a_description_is_an_error():
+def test_missing_or_contradictory_class_counts_are_errors():
     with pytest.raises(ValueError, match="num_classes"):
         build_model("tinyssd")
     with pytest.raises(ValueError, match="class_names"):
@@ -127,7 +127,7 @@ def test_any_module_that_returns_feature_maps_is_a_backbone(container):
     backbone = _Levels(container)
     model = SSD(backbone, num_classes=3, image_size=64)
     assert model.preset.grid_sizes == ((8, 8), (4, 4))
-    assert not backbone.first[1].num_batches_tracked  # looking at the maps has taught it nothing
+    assert not backbone.first[1].num_batches_tracked  # finding the shapes has not changed its statistics
     logits, deltas = model(torch.rand(2, 3, 64, 64))
     assert logits.shape == (2, (64 + 16) * 6, 4)
     assert deltas.shape == (2, (64 + 16) * 6, 4)
@@ -158,8 +158,8 @@ def test_frozen_modules_stay_in_eval_mode():
 
 
 def overfit(model, count, steps, lr):
-    """Losses of some steps on one batch."""
-    images, boxes, labels = pictures(model, count)
+    """The losses of some steps on one batch."""
+    images, boxes, labels = sample_images(model, count)
     model.train().to(memory_format=torch.channels_last)
     criterion = Criterion()
     targets = criterion.match_targets(model.anchors, boxes, labels, model.preset.variances)
@@ -177,14 +177,14 @@ def overfit(model, count, steps, lr):
 
 
 @pytest.mark.parametrize(("name", "steps"), [("tinyssd", 30), ("ssdlite320_mobilenet_v3_large", 30)])
-def test_one_batch_is_learnt_by_heart(name, steps):
+def test_a_model_overfits_one_batch(name, steps):
     model = small_model(name)
     losses = overfit(model, 2, steps, lr=1e-3)
     assert losses[-1] < 0.2 * losses[0]
 
 
 @pytest.mark.parametrize("name", ["ssd300_vgg16", "ssd512_vgg16"])
-def test_one_picture_is_learnt_by_the_large_ones_as_far_as_four_steps_go(name):
+def test_large_models_reduce_the_loss_in_four_steps(name):
     losses = overfit(small_model(name), 1, 4, lr=1e-4)
     assert losses[-1] < 0.5 * losses[0]
 
@@ -192,14 +192,14 @@ def test_one_picture_is_learnt_by_the_large_ones_as_far_as_four_steps_go(name):
 # --- speed ---------------------------------------------------------------------------------------------------------
 
 
-# The two on VGG16 are made of the same layers, so each of the slow switches is tried on one of them.
+# The two models on VGG16 have the same layers, so each slow option is tested on one of them.
 
 
 @pytest.mark.parametrize("name", ["tinyssd", "ssd512_vgg16", "ssdlite320_mobilenet_v3_large"])
 @torch.no_grad()
 def test_layout_and_bfloat16_keep_the_outputs(name):
     model = small_model(name).eval()
-    images, _, _ = pictures(model, 1)
+    images, _, _ = sample_images(model, 1)
     ref = model(images.contiguous())
     model.to(memory_format=torch.channels_last)
     torch.testing.assert_close(model(images), ref, rtol=1e-3, atol=1e-3)
@@ -215,16 +215,16 @@ def test_layout_and_bfloat16_keep_the_outputs(name):
 @torch.no_grad()
 def test_a_model_compiles_to_one_graph(name):
     model = small_model(name).eval()
-    images, _, _ = pictures(model, 1)
+    images, _, _ = sample_images(model, 1)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)  # an error for what cannot be traced
+    compiled = torch.compile(model, backend="eager", fullgraph=True)  # an error if it cannot be traced as one graph
     torch.testing.assert_close(compiled(images), model(images), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["tinyssd", "ssdlite320_mobilenet_v3_large"])
 def test_gradients_flow_in_bfloat16(name):
     model = small_model(name).train().to(memory_format=torch.channels_last)
-    images, boxes, labels = pictures(model, 2)
+    images, boxes, labels = sample_images(model, 2)
     criterion = Criterion()
     targets = criterion.match_targets(model.anchors, boxes, labels, model.preset.variances)
     with torch.autocast("cpu", torch.bfloat16):

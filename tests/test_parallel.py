@@ -1,4 +1,4 @@
-"""The thread pool: it changes no result, survives fork, signals and exit, and lets go of the GIL."""
+"""The thread pool: it changes no result, survives fork, signals and exit, and releases the GIL."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def boxes(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def iou_work(seed: int = 0) -> np.ndarray:
-    """About 2 ms of work: enough for several threads."""
+    """IoUs that take about 2 ms: enough work for several threads."""
     out = np.empty((2, 1500, 1000), np.float32)
     cpp.box_iou(boxes(2, 1500, seed=seed), boxes(2, 1000, seed=seed + 1), out)
     return out
 
 
 def results() -> list[np.ndarray]:
-    """Operators that run on several threads, each with work for them."""
+    """The results of operators that run on several threads, each with enough work for them."""
     rng = np.random.default_rng(5)
     anchors, gt = boxes(5000), boxes(240, seed=1)
     gt_idx, iou = np.empty((8, 5000), np.int64), np.empty((8, 5000), np.float32)
@@ -82,7 +82,7 @@ def test_python_threads_share_the_pool() -> None:
 
 def test_kernels_release_the_gil() -> None:
     def ticks_during_one_call(n: int) -> int:
-        """How often this thread runs while another is inside one kernel: twice at most if it holds the GIL."""
+        """How often this thread runs while another is in a kernel: at most twice if the kernel holds the GIL."""
         started, done = threading.Event(), threading.Event()
         arrays = boxes(n), np.linspace(1, 2, n, dtype=np.float32)
         keep, scores = np.empty(n, np.int64), np.empty(n, np.float32)
@@ -153,13 +153,13 @@ import os, resource, signal, sys, threading, time
 import numpy as np
 from fastssd.backends import cpp, threads
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born without
+signal.signal(signal.SIGINT, signal.default_int_handler)  # processes in the background start with SIGINT ignored
 rng = np.random.default_rng(0)
 def boxes(n):
     corner = rng.random((n, 2))
     return np.concatenate([corner, corner + 0.01], -1).astype(np.float32)
 
-class SerialKernel:  # quadratic: minutes
+class SerialKernel:  # quadratic: takes minutes
     def __init__(self, scale):
         n = 400_000
         self.arrays, self.kept_scores = (boxes(n), rng.random(n, np.float32)), np.empty(n, np.float32)
@@ -167,18 +167,18 @@ class SerialKernel:  # quadratic: minutes
     def __call__(self):
         cpp.soft_nms(*self.arrays, 0, 0.3, 0.5, 0.0, self.out, self.kept_scores)
 
-class ParallelKernel:  # an arctangent a row
+class ParallelKernel:  # one arctangent per row
     def __init__(self, scale):
         self.tall, self.one = np.tile(boxes(4000), (1000 * scale, 1))[None], boxes(1)[None]
         self.out = np.full((1, self.tall.shape[1], 1), -1, np.float32)
     def __call__(self):
         cpp.complete_box_iou(self.tall, self.one, self.out)
 
-def when_it_runs(kernel, do):  # calls do(), from another thread, once the kernel has written its first results
+def when_running(kernel, action):  # calls action() in another thread, as soon as the kernel has written a result
     def watch():
         while kernel.out.flat[0] == -1:
             pass
-        do()
+        action()
     kernel.out.fill(-1)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -192,7 +192,7 @@ threads.choose(3)
 
 
 class Script:
-    """A Python process that runs `code` after HEAD; at the end of the test it and its children are gone."""
+    """A Python process that runs `code` after HEAD. It and its children are killed at the end of the test."""
 
     def __init__(self, code: str) -> None:
         self.process = subprocess.Popen(
@@ -213,25 +213,25 @@ class Script:
 
     @property
     def words(self) -> list[str]:
-        """What it prints, once it has ended."""
+        """The words that it has printed when it ends."""
         with self as process:
             output, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         return output.split()
 
 
-# A kernel must still be at work when something happens to it: it is made larger until it is, as on a fast machine.
+# The kernel must still be running when the signal arrives. On a fast machine it is made larger until it is.
 SCALES = "(1, 2, 4, 8, 16)"
 
 
 @posix
 @pytest.mark.parametrize("kernel", ["SerialKernel", "ParallelKernel"])
-def test_ctrl_c_stops_a_kernel_in_its_middle(kernel: str) -> None:
+def test_ctrl_c_stops_a_running_kernel(kernel: str) -> None:
     script = Script(f"""
         for scale in {SCALES}:
             kernel = {kernel}(scale)
             try:
-                watcher = when_it_runs(kernel, lambda: os.kill(os.getpid(), signal.SIGINT))
+                watcher = when_running(kernel, lambda: os.kill(os.getpid(), signal.SIGINT))
                 kernel()
                 watcher.join()
                 time.sleep(3600)
@@ -259,7 +259,7 @@ def test_a_signal_handler_may_call_kernels() -> None:
         signal.signal(signal.SIGALRM, handler)
         for scale in {SCALES}:
             kernel = ParallelKernel(scale)
-            watcher = when_it_runs(kernel, lambda: os.kill(os.getpid(), signal.SIGALRM))
+            watcher = when_running(kernel, lambda: os.kill(os.getpid(), signal.SIGALRM))
             kernel()
             watcher.join()
             if inside[-1:] == [True]:
@@ -281,7 +281,7 @@ def test_a_signal_handler_that_forks_ends_the_kernel_in_the_child_only() -> None
         signal.signal(signal.SIGALRM, handler)
         for scale in {SCALES}:
             kernel = ParallelKernel(scale)
-            watcher = when_it_runs(kernel, lambda: os.kill(os.getpid(), signal.SIGALRM))
+            watcher = when_running(kernel, lambda: os.kill(os.getpid(), signal.SIGALRM))
             try:
                 kernel()
             except RuntimeError:
@@ -304,7 +304,7 @@ def test_exit_while_a_daemon_thread_is_in_a_kernel(kernel: str) -> None:
         def forever():
             while True:
                 kernel()
-        watcher = when_it_runs(kernel, lambda: None)
+        watcher = when_running(kernel, lambda: None)
         threading.Thread(target=forever, daemon=True).start()
         watcher.join()
     """)
@@ -312,7 +312,7 @@ def test_exit_while_a_daemon_thread_is_in_a_kernel(kernel: str) -> None:
 
 
 @linux
-def test_without_memory_for_threads_the_caller_works_alone_and_without_any_it_is_an_error() -> None:
+def test_without_memory_for_threads_the_caller_works_alone_and_without_memory_it_is_an_error() -> None:
     script = Script("""
         a = boxes(1000)[None]
         ref, comp = np.empty((1, 1000, 1000), np.float32), np.empty((1, 1000, 1000), np.float32)

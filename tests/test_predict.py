@@ -1,4 +1,4 @@
-"""Predicting a folder: results that come as a stream, survive any end, go on, and mean something to COCO's tools."""
+"""Predicting a folder: results are written as a stream, survive any end, can be resumed, and load in COCO's tools."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fastssd.detection import TinySSD
 from fastssd.training.checkpoint import KEY, CheckpointInfo, save_checkpoint
 
 NAMES = ("cat", "dog")
-PICTURES = 11
+NUM_IMAGES = 11
 BATCH = 2
 OPTIONS = ("--score-threshold", "0.4", "--max-detections", "5", "--batch-size", str(BATCH), "--workers", "2")
 DOCUMENTS = ("predictions.jsonl", "predictions.json", "coco_detections.json", "coco_images.json")
@@ -39,33 +39,33 @@ def checkpoint_of(seed: int, path: Path) -> Path:
     model = TinySSD(len(NAMES))
     with torch.no_grad():
         for conv in model.head.classes:
-            conv.weight *= 15  # as sure of some places as a trained one
+            conv.weight *= 15  # some confident detections, like a trained model
     info = CheckpointInfo("tinyssd", NAMES, model.preset, {}, 1, 0, {}, None, None, [])
     save_checkpoint({"state_dict": model.state_dict(), KEY: info.to_dict()}, path)
     return path
 
 
-def save_picture(path: Path, seed: int) -> None:
+def save_image(path: Path, seed: int) -> None:
     path.parent.mkdir(exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
     Image.fromarray(pixels).resize((60 + seed, 40)).save(path)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A folder with two checkpoints and pictures, of which one cannot be read."""
+def inputs(tmp_path_factory) -> Path:
+    """A folder with two checkpoints and with images, one of which cannot be read."""
     folder = tmp_path_factory.mktemp("predict")
     for seed, name in enumerate(("model.ckpt", "other.ckpt")):
         checkpoint_of(seed, folder / name)
-    for number in range(PICTURES - 1):
-        save_picture(folder / "pictures" / f"{number}.png", number)
-    (folder / "pictures" / "3-broken.png").write_bytes(b"no picture")
+    for number in range(NUM_IMAGES - 1):
+        save_image(folder / "images" / f"{number}.png", number)
+    (folder / "images" / "3-broken.png").write_bytes(b"no image")
     return folder
 
 
 @pytest.fixture(autouse=True)
-def _there(place, monkeypatch):
-    monkeypatch.chdir(place)
+def _in_inputs(inputs, monkeypatch):
+    monkeypatch.chdir(inputs)
     monkeypatch.setenv("FASTSSD_NUM_THREADS", "2")
 
 
@@ -74,8 +74,8 @@ def out(tmp_path) -> Path:
     return tmp_path / "out"
 
 
-def predict(out: Path, *arguments: object, status: int = 1, images: str = "pictures", model: str = "model.ckpt"):
-    """One picture cannot be read, which is status 1."""
+def predict(out: Path, *arguments: object, status: int = 1, images: str = "images", model: str = "model.ckpt"):
+    """Run the command; its exit status is 1 by default, because one image cannot be read."""
     result = CliRunner().invoke(app, ["predict", model, images, "--out", str(out), *OPTIONS, *map(str, arguments)])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == status, result.output
@@ -90,11 +90,11 @@ def lines_of(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
 
 
-def test_a_line_for_every_picture_and_documents_of_the_lines(out):
+def test_every_image_has_a_line_and_documents_have_the_lines(out):
     predict(out)
     lines = lines_of(out)
     assert [line["image"] for line in lines] == sorted(line["image"] for line in lines)
-    assert len(lines) == PICTURES
+    assert len(lines) == NUM_IMAGES
     found = [line for line in lines if "error" not in line]
     assert {**json.loads((out / "predictions.json").read_text()), "checkpoint": None} == {
         "checkpoint": None,
@@ -109,7 +109,7 @@ def test_a_line_for_every_picture_and_documents_of_the_lines(out):
             np.reshape([d["box"] for d in line["detections"]], (-1, 4)), alone.boxes, rtol=1e-4, atol=1e-3
         )
         assert Image.open(line["drawn"]).size[0] >= 512
-    assert sum(len(line["detections"]) for line in found) > PICTURES
+    assert sum(len(line["detections"]) for line in found) > NUM_IMAGES
 
 
 def test_the_number_of_threads_changes_nothing(out, tmp_path):
@@ -119,7 +119,7 @@ def test_the_number_of_threads_changes_nothing(out, tmp_path):
         assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
-def test_wherever_it_ended_a_resumed_run_is_one_never_stopped(out):
+def test_a_resumed_run_gives_the_files_of_a_run_never_stopped(out):
     predict(out)
     ref = contents(out)
     lines = ref["predictions.jsonl"].splitlines(keepends=True)
@@ -133,10 +133,10 @@ def test_wherever_it_ended_a_resumed_run_is_one_never_stopped(out):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_loses_nothing(out, place, signum):
-    many = place / "many"
+def test_a_signal_loses_nothing(out, inputs, signum):
+    many = inputs / "many"
     for number in range(30):
-        save_picture(many / f"{number:02}.jpg", number)
+        save_image(many / f"{number:02}.jpg", number)
     predict(out, "--no-draw", images="many", status=0)
     ref = contents(out)
     command = [sys.executable, "-m", "fastssd", "predict", "model.ckpt", "many", "--out", str(out), *OPTIONS]
@@ -158,14 +158,14 @@ def test_a_signal_loses_nothing(out, place, signum):
     assert contents(out) == ref
 
 
-def test_pictures_that_came_meanwhile_are_added(out, tmp_path):
+def test_new_images_are_added_on_resume(out, tmp_path):
     images = tmp_path / "images"
     for number in (1, 2, 3, 4):
-        save_picture(images / f"{number}.png", number)
+        save_image(images / f"{number}.png", number)
     predict(out, images=str(images), status=0)
     first = lines_of(out)
-    save_picture(images / "0.png", 5)
-    save_picture(images / "1.bmp", 6)  # drawn as 1-2.png
+    save_image(images / "0.png", 5)
+    save_image(images / "1.bmp", 6)  # drawn as 1-2.png
     predict(out, "--resume", images=str(images), status=0)
     assert lines_of(out)[:4] == first
     assert [Path(line["image"]).name for line in lines_of(out)[4:]] == ["0.png", "1.bmp"]
@@ -183,7 +183,7 @@ def test_pictures_that_came_meanwhile_are_added(out, tmp_path):
         ("no lines", "predictions.jsonl:1"),
     ],
 )
-def test_what_was_made_otherwise_is_not_resumed(out, change, named):
+def test_results_of_other_options_are_not_resumed(out, change, named):
     predict(out)
     if change == "no meta file":
         (out / "predictions.meta.json").unlink()
@@ -196,10 +196,10 @@ def test_what_was_made_otherwise_is_not_resumed(out, change, named):
     assert contents(out) == before
 
 
-def test_much_is_not_replaced_unless_asked_for(out, monkeypatch):
+def test_many_results_are_only_replaced_on_request(out, monkeypatch):
     predict(out, "--no-draw")
-    predict(out, "--no-draw", "--score-threshold", 0.45)  # a few are
-    monkeypatch.setattr(predictions, "FEW", PICTURES - 1)
+    predict(out, "--no-draw", "--score-threshold", 0.45)  # a few are replaced
+    monkeypatch.setattr(predictions, "FEW", NUM_IMAGES - 1)
     before = contents(out)
     result = predict(out, "--no-draw")
     assert str(out) in result.stderr
@@ -210,13 +210,13 @@ def test_much_is_not_replaced_unless_asked_for(out, monkeypatch):
     predict(out, "--resume", "--overwrite", status=2)
 
 
-def test_one_process_writes(out):
+def test_only_one_process_can_write(out):
     with predictions.Predictions(out, {"batch_size": 1}, {}):
         assert str(out) in predict(out).stderr
     predict(out)
 
 
-def test_threads_take_no_more_than_they_need():
+def test_threads_take_few_items_ahead():
     taken = []
 
     def items():
@@ -235,17 +235,17 @@ def test_threads_take_no_more_than_they_need():
 
 
 def coco_file(path: Path, names: list[str], categories: dict[str, int]) -> Path:
-    images = [{"id": 100 + 7 * place, "file_name": name} for place, name in enumerate(names)]
+    images = [{"id": 100 + 7 * index, "file_name": name} for index, name in enumerate(names)]
     listed = [{"id": key, "name": name} for name, key in categories.items()]
     path.write_text(json.dumps({"images": images, "annotations": [], "categories": listed}))
     return path
 
 
 def test_results_have_the_ids_of_the_annotations(out, tmp_path):
-    names = [f"pictures/{number}.png" for number in range(PICTURES - 3)]
+    names = [f"images/{number}.png" for number in range(NUM_IMAGES - 3)]
     file = coco_file(tmp_path / "instances.json", names, {"dog": 17, "bird": 3})
     result = predict(out, "--annotations", file)
-    assert str(file) in result.stderr  # has neither all pictures nor all classes
+    assert str(file) in result.stderr  # it has neither all images nor all classes
     expected = [
         (100 + 7 * names.index(line["image"]), 17, found["score"], found["box"])
         for line in lines_of(out)
@@ -261,7 +261,7 @@ def test_results_have_the_ids_of_the_annotations(out, tmp_path):
     assert not (out / "coco_images.json").exists()
 
 
-def test_results_without_annotations_come_with_what_their_ids_mean(out):
+def test_results_without_annotations_have_a_file_that_explains_their_ids(out):
     predict(out)
     described = json.loads((out / "coco_images.json").read_text())
     files = {image["id"]: image["file_name"] for image in described["images"]}
@@ -275,7 +275,7 @@ def test_results_without_annotations_come_with_what_their_ids_mean(out):
     assert [(files[r["image_id"]], categories[r["category_id"]], r["score"]) for r in comp] == expected
 
 
-def test_a_picture_is_the_image_with_the_longest_name_in_common(tmp_path):
+def test_an_image_gets_the_id_of_the_longest_matching_file_name(tmp_path):
     file = coco_file(tmp_path / "a.json", ["a/1.jpg", "b/1.jpg", "2.jpg", "c/3.jpg"], {"cat": 1})
     ids = CocoIds(file, NAMES)
     found = [ids.image(name) for name in ("x/a/1.jpg", "b/1.jpg", "./x/2.jpg", "x/3.jpg", "x/1.jpg", "x/a/4.jpg")]
@@ -299,7 +299,7 @@ def test_results_load_in_pycocotools(out):
     assert len(loaded.anns) == len(json.loads((out / "coco_detections.json").read_text()))
 
 
-def test_an_interrupted_file_of_results_leaves_the_one_before(tmp_path):
+def test_after_an_error_the_old_file_of_results_is_kept(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("before")
     with pytest.raises(KeyError):

@@ -1,4 +1,4 @@
-"""Other people's weights: the same outputs as in their owner's network, and files as they should be or not."""
+"""Weights of other projects: the same outputs as in their own network, and files that are right or wrong."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_torchvisions_state_dict_gives_torchvisions_outputs(name, tmp_path):
     model = build_model(name, weights=saved(seeded_state(ref["shapes"]), tmp_path / "torchvision.pth"))
     size, rows = model.preset.image_size, ref["rows"]
     logits, deltas = outputs(model, size)
-    # 1e-5 where both ran on the same machine, as below; other convolutions add in another order.
+    # 1e-5 holds on one machine, as below; the convolutions of other machines add in another order.
     torch.testing.assert_close(logits[rows, :5], torch.tensor(ref["logits"]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(deltas[rows], torch.tensor(ref["deltas"]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.anchors[rows], torch.tensor(ref["anchors"]), rtol=0, atol=2e-6)
@@ -68,7 +68,7 @@ def test_torchvisions_state_dict_gives_torchvisions_outputs(name, tmp_path):
 
 
 def same_detections(found, ref, count):
-    """The best ones, in order but for neighbours whose scores are as good as equal."""
+    """Compare the best detections; those with nearly equal scores may be in another order."""
     best = slice(len(ref["scores"]))
     assert len(found.scores) == count
     np.testing.assert_allclose(found.scores[best], ref["scores"], rtol=0, atol=5e-5)
@@ -79,14 +79,14 @@ def same_detections(found, ref, count):
             (ref["boxes"], ref["scores"], ref["labels"]),
         )
     )
-    np.testing.assert_allclose(comp, ref, rtol=0, atol=0.11)  # boxes were rounded to tenths of a pixel, to sort
+    np.testing.assert_allclose(comp, ref, rtol=0, atol=0.11)  # boxes are rounded to tenths of a pixel to sort them
 
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_torchvision_itself_agrees(name, tmp_path):
     try:
         import torchvision.models.detection as torchvision
-    except Exception as error:  # where its operators do not fit this torch, the import fails in its own ways
+    except Exception as error:  # of any kind, if its operators do not fit this torch
         pytest.skip(f"torchvision: {error}")
     torch.manual_seed(0)
     theirs = getattr(torchvision, name)(weights=None, weights_backbone=None)
@@ -97,11 +97,11 @@ def test_torchvision_itself_agrees(name, tmp_path):
     logits, deltas = outputs(model, size)
     with torch.no_grad():
         ref = theirs.head(list(theirs.backbone(theirs.transform(list(images))[0].tensors).values()))
-        (seen,) = theirs(list(images))
+        (expected,) = theirs(list(images))
     torch.testing.assert_close(logits, ref["cls_logits"][0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(deltas, ref["bbox_regression"][0], rtol=1e-5, atol=1e-5)
     (found,) = detect_batch(model, images, [(size, size)])
-    same_detections(found, {key: value.tolist() for key, value in seen.items()}, len(seen["scores"]))
+    same_detections(found, {key: value.tolist() for key, value in expected.items()}, len(expected["scores"]))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ EXTRAS = {  # out channels, kernel, stride, padding
     512: ((256, 1, 1, 0), (512, 3, 2, 1), *((128, 1, 1, 0), (256, 3, 2, 1)) * 3, (128, 1, 1, 0), (256, 4, 1, 1)),
 }
 BOXES = {300: (4, 6, 6, 6, 4, 4), 512: (4, 6, 6, 6, 6, 4, 4)}
-NAMES = {  # of the VGG layers, the extras, the norm, and the heads for boxes and classes
+NAMES = {  # by project: names of the VGG layers, the extras, the norm, and the heads for boxes and classes
     "ssd.pytorch": ("vgg", "extras", "L2Norm", "loc", "conf"),
     "lufficc": (
         "backbone.vgg",
@@ -151,9 +151,9 @@ NAMES = {  # of the VGG layers, the extras, the norm, and the heads for boxes an
 }
 
 
-def foreign_state(owner, size, columns):
-    """A state dict in the layout of their repositories, from the description of the network alone."""
-    vgg, extras, norm, loc, conf = NAMES[owner]
+def foreign_state(project, size, columns):
+    """A state dict in the layout of a project, made from the description of its network."""
+    vgg, extras, norm, loc, conf = NAMES[project]
     shapes, width = {f"{norm}.weight": (512,)}, 3
 
     def layer(name, out, inputs, kernel):
@@ -175,9 +175,9 @@ def foreign_state(owner, size, columns):
     return {name: seeded_tensor(name, shape) for name, shape in shapes.items()}
 
 
-def foreign_outputs(owner, size, columns, state, x):
-    """Their forward pass as their repositories describe it: mean subtracted, pixels to 255, flat lists of layers."""
-    vgg, extras, norm, loc, conf = NAMES[owner]
+def foreign_outputs(project, size, columns, state, x):
+    """The forward pass of a project: pixels from 0 to 255, mean subtracted, flat lists of layers."""
+    vgg, extras, norm, loc, conf = NAMES[project]
 
     def layer(name, x, **options):
         return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], **options)
@@ -207,7 +207,7 @@ def foreign_outputs(owner, size, columns, state, x):
 
 
 def foreign_priors(size, grids, steps, lows, highs, ratios):
-    """PriorBox of either repository: cx, cy, w, h, all clamped to [0, 1]."""
+    """PriorBox of both projects: cx, cy, w, h, all clamped to [0, 1]."""
     priors = []
     for grid, step, low, high, others in zip(grids, steps, lows, highs, ratios, strict=True):
         for row, column in product(range(grid), repeat=2):
@@ -235,7 +235,7 @@ COCO_512 = (
 
 
 @pytest.mark.parametrize(
-    ("owner", "size", "columns", "priors", "preset", "class_names"),
+    ("project", "size", "columns", "priors", "preset", "class_names"),
     [
         ("ssd.pytorch", 300, 21, VOC_300, SSD300_VOC, VOC_20),
         ("lufficc", 300, 81, COCO_300, SSD300, COCO_80),
@@ -243,16 +243,16 @@ COCO_512 = (
     ],
     ids=["ssd.pytorch-voc", "lufficc-coco", "lufficc-512"],
 )
-def test_files_of_ssd_pytorch_and_lufficc(owner, size, columns, priors, preset, class_names, tmp_path):
-    state = foreign_state(owner, size, columns)
-    content = {"model": state, "iteration": 3} if owner == "lufficc" else {f"module.{k}": v for k, v in state.items()}
+def test_files_of_ssd_pytorch_and_lufficc(project, size, columns, priors, preset, class_names, tmp_path):
+    state = foreign_state(project, size, columns)
+    content = {"model": state, "iteration": 3} if project == "lufficc" else {f"module.{k}": v for k, v in state.items()}
     path = saved(content, tmp_path / "foreign.pth")
     model = build_model(f"ssd{size}_vgg16", weights=path)
     assert model.preset == replace(preset, clip="all")
     assert model.class_names == class_names
     logits, deltas = outputs(model, size)
-    ref_logits, ref_deltas = foreign_outputs(owner, size, columns, state, seeded_image(size))
-    # 123 / 255 is 0.48235 to five digits: a pixel is off by 1e-3 of 255.
+    ref_logits, ref_deltas = foreign_outputs(project, size, columns, state, seeded_image(size))
+    # Our mean is 0.48235, which is 123 / 255 rounded to five digits: pixels differ by 1e-3 of 255.
     torch.testing.assert_close(logits, ref_logits, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(deltas, ref_deltas, rtol=1e-3, atol=1e-3)
 
@@ -280,7 +280,7 @@ def lite(tmp_path_factory):
     return saved(state, tmp_path_factory.mktemp("weights") / "lite.pth")
 
 
-def test_class_heads_are_new_where_the_classes_are(lite):
+def test_class_heads_are_initialised_for_new_classes_only(lite):
     name = "ssdlite320_mobilenet_v3_large"
     whole, weights = build_model(name, weights=lite), read_weights(lite, name)
     assert whole.class_names == COCO_91
@@ -294,7 +294,7 @@ def test_class_heads_are_new_where_the_classes_are(lite):
     torch.testing.assert_close(comp_deltas, deltas)
     torch.testing.assert_close(comp[:, [0, 1, 3]], logits[:, [0, 1 + COCO_91.index("dog"), 1]])
     after = model.head.classes[0][1].weight.unflatten(0, (6, 4))
-    assert torch.equal(after[:, 2], before[:, 2])  # the unicorn's
+    assert torch.equal(after[:, 2], before[:, 2])  # of the unicorn
     assert not torch.equal(after[:, 1], before[:, 1])
     assert report.new_classes == ("unicorn",)
     assert "unicorn" in str(report)
@@ -321,7 +321,7 @@ def test_other_anchors_make_new_heads_for_their_maps(lite):
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def test_wrong_files_are_errors_that_say_what_is_wrong(tmp_path):
+def test_wrong_files_are_errors_that_name_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match="COCO_V1"):
         read_weights("COCO_V2", "ssd300_vgg16")
     with pytest.raises(FileNotFoundError):
@@ -331,9 +331,9 @@ def test_wrong_files_are_errors_that_say_what_is_wrong(tmp_path):
     saved(
         {"vgg.0.weight": torch.zeros(1), "L2Norm.weight": torch.zeros(1), "ghost": torch.zeros(1)}, tmp_path / "g.pth"
     )
-    torch.save(torch.nn.Linear(1, 1), tmp_path / "pickled.pth")  # a module: code would run to read it
-    for file, said in (("text", "text"), ("unknown", "layer.weight"), ("g", "ghost"), ("pickled", "pickled")):
-        with pytest.raises(WeightsError, match=said):
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "pickled.pth")  # a module: reading it would run code
+    for file, named in (("text", "text"), ("unknown", "layer.weight"), ("g", "ghost"), ("pickled", "pickled")):
+        with pytest.raises(WeightsError, match=named):
             read_weights(tmp_path / f"{file}.pth", "ssd300_vgg16")
 
 
@@ -343,7 +343,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 class _Files(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         if "missing" in self.path:
             return self.send_error(404)
         self.send_response(200)
@@ -361,7 +361,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Files)
-    server.asked = []
+    server.requests = []
     threading.Thread(target=functools.partial(server.serve_forever, 0.05), daemon=True).start()
     yield server
     server.shutdown()
@@ -375,7 +375,7 @@ def test_downloads_are_checked_and_kept(server, tmp_path):
     assert path == folder / f"net-{DIGEST[:8]}.pth"
     assert path.read_bytes() == CONTENT
     assert fetch(f"{address}/net-{DIGEST[:8]}.pth") == path
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
     for wrong in ("net-00000000.pth", f"broken-{DIGEST[:8]}.pth", f"missing-{DIGEST[:8]}.pth"):
         with pytest.raises(WeightsError, match=wrong):
@@ -387,7 +387,7 @@ def test_downloads_are_checked_and_kept(server, tmp_path):
         fetch(f"{address}/net-{DIGEST[:8]}.pth")
 
 
-def test_published_weights_come_by_name(server, tmp_path, monkeypatch):
+def test_published_weights_are_downloaded_by_name(server, tmp_path, monkeypatch):
     state = seeded_state(GOLDEN["ssdlite320_mobilenet_v3_large"]["shapes"])
     content = saved(state, tmp_path / "file").read_bytes()
     monkeypatch.setattr(f"{__name__}.CONTENT", content)
@@ -396,13 +396,13 @@ def test_published_weights_come_by_name(server, tmp_path, monkeypatch):
     monkeypatch.setattr("fastssd.detection.weights.ADDRESS", f"http://127.0.0.1:{server.server_port}/")
     model = build_model("ssdlite320_mobilenet_v3_large", weights="COCO_V1")
     assert model.class_names == COCO_91
-    assert server.asked == [f"/{name}"]
+    assert server.requests == [f"/{name}"]
 
 
 # --- fine-tuning ---------------------------------------------------------------------------------------------------
 
 
-def test_training_starts_from_weights_and_leaves_what_is_frozen(tmp_path):
+def test_training_starts_from_weights_and_does_not_change_frozen_modules(tmp_path):
     pytest.importorskip("lightning")
     from fastssd.data import shapes_dataset
     from fastssd.training import TrainConfig, load_checkpoint, train
@@ -413,23 +413,23 @@ def test_training_starts_from_weights_and_leaves_what_is_frozen(tmp_path):
     options = {"progress": False, "report_line": lambda line: None}
     first = train(config, data, data, tmp_path / "first", **options).last_checkpoint
 
-    told = []
+    reported = []
     config = replace(config, preset=None, weights=str(first), freeze=("backbone.[01]",))
-    second = train(config, data, data, tmp_path / "second", **(options | {"report_line": told.append}))
+    second = train(config, data, data, tmp_path / "second", **(options | {"report_line": reported.append}))
     before, after = (load_checkpoint(path)[0] for path in (first, second.last_checkpoint))
-    assert after.preset == small  # the weights'
+    assert after.preset == small  # that of the weights
     assert after.class_names == tuple(data.class_names)
-    assert "taken over" in told[0]
-    assert "backbone.[01]" in told[1]
+    assert "weights of" in reported[0]
+    assert "backbone.[01]" in reported[1]
     same = {name for name, value in after.state_dict().items() if torch.equal(value, before.state_dict()[name])}
     frozen = {name for name in same if name.startswith(("backbone.0.", "backbone.1."))}
-    assert same == frozen  # running means too
+    assert same == frozen  # with their running means
     assert len(frozen) == 4 * 2 * 6
 
-    told.clear()
+    reported.clear()
     config = replace(config, epochs=2)
-    train(config, data, data, resume=tmp_path / "second", **(options | {"report_line": told.append}))
-    assert not any("taken over" in line for line in told)  # it goes on with its own
+    train(config, data, data, resume=tmp_path / "second", **(options | {"report_line": reported.append}))
+    assert not any("weights of" in line for line in reported)  # a resumed run continues with its own
 
     with pytest.raises(ValueError, match="backbone"):
         build_model("tinyssd", 1).freeze("bakcbone")

@@ -1,4 +1,4 @@
-"""DataLoader workers, forked and spawned, and the threads of a server give what one thread gives."""
+"""DataLoader workers, forked and spawned, and the threads of a server give the results of one thread."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fastssd import ops
 torch = pytest.importorskip("torch")
 
 
-class Pictures(torch.utils.data.Dataset):
-    """What a detector computes of a picture, drawn from its number."""
+class Images(torch.utils.data.Dataset):
+    """The results of operators on random inputs, seeded with the index."""
 
     def __len__(self) -> int:
         return 8
@@ -49,12 +49,12 @@ def assert_same(refs: list[Any], comps: list[Any]) -> None:
     "how", ["spawn", pytest.param("fork", marks=pytest.mark.skipif("win32" in sys.platform, reason="no fork"))]
 )
 def test_workers_of_a_data_loader(how):
-    refs = [Pictures()[number] for number in range(8)]  # starts the threads of the parent
-    loader = torch.utils.data.DataLoader(Pictures(), batch_size=None, num_workers=2, multiprocessing_context=how)
+    refs = [Images()[number] for number in range(8)]  # starts the threads of the parent
+    loader = torch.utils.data.DataLoader(Images(), batch_size=None, num_workers=2, multiprocessing_context=how)
     assert_same(refs, list(loader))
 
 
 def test_threads_of_a_server():
-    refs = [Pictures()[number] for number in range(8)]
+    refs = [Images()[number] for number in range(8)]
     with ThreadPoolExecutor(8) as server:
-        assert_same(refs * 4, list(server.map(Pictures().__getitem__, [*range(8)] * 4)))
+        assert_same(refs * 4, list(server.map(Images().__getitem__, [*range(8)] * 4)))

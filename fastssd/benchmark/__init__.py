@@ -1,4 +1,4 @@
-"""Benchmarks: the same workloads for our backends and for every peer that imports."""
+"""Benchmarks: the same workloads for our backends and for every peer that is installed."""
 
 from fastssd.benchmark.measure import Measurement, environment, measure
 from fastssd.benchmark.workloads import Workload, workloads

@@ -11,7 +11,7 @@ from fastssd.benchmark.workloads import workloads
 
 
 def table(measurements: Iterable[Measurement]) -> str:
-    """The measurements as text, a workload a block."""
+    """The measurements as text, with a block for each workload."""
     lines, last = [], ""
     for m in measurements:
         if m.workload != last:
@@ -24,10 +24,10 @@ def table(measurements: Iterable[Measurement]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fastssd.benchmark", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--all", action="store_true", help="the long workloads too")
-    parser.add_argument("--only", default="", help="workloads whose name has this in it")
-    parser.add_argument("--seconds", type=float, default=0.3, help="for each implementation of each workload")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    parser.add_argument("--all", action="store_true", help="run the long workloads too")
+    parser.add_argument("--only", default="", help="run only workloads with this in their name")
+    parser.add_argument("--seconds", type=float, default=0.3, help="time per implementation of a workload")
     options = parser.parse_args()
     print(json.dumps(environment()) if options.json else "\n".join(f"{k}: {v}" for k, v in environment().items()))
     for workload in workloads():

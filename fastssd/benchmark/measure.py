@@ -1,4 +1,4 @@
-"""Timing that can be trusted on a noisy machine: the result is asserted, inputs rotate, implementations take turns."""
+"""Timing that works on a noisy machine: results are compared first, and inputs and implementations take turns."""
 
 from __future__ import annotations
 
@@ -18,19 +18,17 @@ import fastssd
 from fastssd.benchmark.peers import Implementation, TooLarge, agree, implementations
 from fastssd.benchmark.workloads import Workload
 
-SLOW = 0.5  # seconds: three turns are enough for a call that takes longer
+SLOW = 0.5  # seconds; a slower call gets only three turns
 
 
 class Measurement(NamedTuple):
-    """What one implementation took for one workload.
+    """The time of one implementation for one workload.
 
     Attributes:
-        workload, implementation: names.
-        ours: whether it is fastssd's.
-        seconds: median of a call.
-        ratio: how many times longer it takes than the fastest peer took beside it, inverted: 2 is twice as fast as
-            that peer.
-            None where no peer imports.
+        workload, implementation: their names.
+        ours: whether the implementation is part of fastssd.
+        seconds: median time of a call.
+        ratio: time of the fastest peer divided by this time: 2 is twice as fast as that peer. None if there is no peer.
     """
 
     workload: str
@@ -41,11 +39,10 @@ class Measurement(NamedTuple):
 
 
 class Rotation:
-    """A call that takes the next of several inputs each time.
+    """A call of an implementation that uses the next of several inputs each time.
 
     Raises:
-        AssertionError: the implementation gives another answer than fastssd's C++ (or best) backend on one of the
-            inputs.
+        AssertionError: the result for one of the inputs differs from that of our first backend (C++ if it is there).
     """
 
     def __init__(self, workload: Workload, implementation: Implementation, seed: int = 0) -> None:
@@ -70,7 +67,7 @@ class Rotation:
 
 
 def agree_ours(ref: Any, comp: Any) -> bool:
-    """Two of our backends: the contract's equality, with room for the ULPs of exp and log."""
+    """Whether two of our backends agree: exactly, except for the ULPs of exp and log in floats."""
     refs, comps = (value if isinstance(value, tuple) else (value,) for value in (ref, comp))
     return all(
         np.allclose(r, c, rtol=1e-5, atol=1e-6) if np.asarray(r).dtype.kind == "f" else np.array_equal(r, c)
@@ -79,38 +76,40 @@ def agree_ours(ref: Any, comp: Any) -> bool:
 
 
 def measure(workload: Workload, seconds: float = 0.3, rounds: int = 7, **choice: Any) -> list[Measurement]:
-    """Time every implementation of a workload. They take turns, so that a slow moment of the machine meets all of them.
+    """Time every implementation of a workload. They take turns, so that a slow moment of the machine affects them all.
 
     Args:
-        workload: what to do.
-        seconds: for each implementation altogether, about.
-        rounds: turns.
-        **choice: of :func:`~fastssd.benchmark.peers.implementations`.
+        workload: what to time.
+        seconds: approximate total time of each implementation.
+        rounds: number of turns.
+        **choice: options of :func:`~fastssd.benchmark.peers.implementations`.
 
     Raises:
         AssertionError: two implementations disagree.
     """
     entries = []
-    for way in implementations(workload.operator, **choice):
+    for implementation in implementations(workload.operator, **choice):
         with suppress(TooLarge):
-            entries.append((way, Rotation(workload, way)))
-    times: dict[str, list[float]] = {way.name: [] for way, _ in entries}
+            entries.append((implementation, Rotation(workload, implementation)))
+    times: dict[str, list[float]] = {entry.name: [] for entry, _ in entries}
     loops = {}
-    for way, call in entries:
-        with way.active():
+    for entry, call in entries:
+        with entry.active():
             once = _time(call, 1)
-            loops[way.name] = max(1, int(seconds / rounds / max(once, 1e-9)))
+            loops[entry.name] = max(1, int(seconds / rounds / max(once, 1e-9)))
     for turn in range(rounds):
-        for way, call in entries:
-            if turn < 3 or times[way.name][0] < SLOW:
-                with way.active():
-                    times[way.name].append(_time(call, loops[way.name]))
+        for entry, call in entries:
+            if turn < 3 or times[entry.name][0] < SLOW:
+                with entry.active():
+                    times[entry.name].append(_time(call, loops[entry.name]))
     medians = {name: statistics.median(values) for name, values in times.items()}
-    peers = [medians[way.name] for way, _ in entries if not way.ours]
+    peers = [medians[entry.name] for entry, _ in entries if not entry.ours]
     best = min(peers) if peers else None
     return [
-        Measurement(workload.name, way.name, way.ours, medians[way.name], best / medians[way.name] if best else None)
-        for way, _ in entries
+        Measurement(
+            workload.name, entry.name, entry.ours, medians[entry.name], best / medians[entry.name] if best else None
+        )
+        for entry, _ in entries
     ]
 
 
@@ -122,7 +121,7 @@ def _time(call: Callable[[], Any], loops: int) -> float:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers depend on: processor, instruction set, threads, versions."""
+    """Everything that the times depend on: processor, instruction set, threads, versions."""
     config = fastssd.show_config()
     peers = ("torchvision", "powerboxes", "opencv-python-headless", "onnxruntime", "supervision", "pycocotools")
     return config | {"cpu": _cpu(), "cpus": os.cpu_count(), "peers": {name: _version(name) for name in peers}}

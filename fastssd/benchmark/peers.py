@@ -1,7 +1,7 @@
-"""Who can do each job: our backends, and every peer that imports here.
+"""The implementations of each operator: our backends, and every peer that is installed.
 
-An implementation is a function that takes a workload's inputs and gives back what is timed: a call without arguments.
-Inputs are turned into what the library wants (tensors, float64 scores, ...) before that, outside of the timing.
+An implementation is a function that takes the inputs of a workload and returns what is timed: a call without arguments.
+It converts the inputs first (to tensors, float64 scores, ...), so that this is not timed.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ Bind = Callable[..., Callable[[], Any]]
 
 
 class TooLarge(Exception):
-    """A peer would need more memory or time for these inputs than a benchmark can give it."""
+    """A peer would need too much memory or time for these inputs."""
 
 
 class Implementation(NamedTuple):
-    """One way to do a job.
+    """One implementation of an operator.
 
     Attributes:
-        name: for the table, such as ``"fastssd cpp, 2 threads"`` or ``"torchvision"``.
-        bind: inputs -> the call that is timed.
-        ours: whether it is fastssd's.
-        backend, threads: of ours.
+        name: in tables, such as ``"fastssd cpp, 2 threads"`` or ``"torchvision"``.
+        bind: takes the inputs and returns the call that is timed.
+        ours: whether it is part of fastssd.
+        backend, threads: of fastssd.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Implementation(NamedTuple):
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside, the library is set up as this implementation wants it."""
+        """Set backend and number of threads of fastssd for this implementation."""
         if not self.ours:
             yield
             return
@@ -85,13 +85,14 @@ def _our_mining(loss: Any, positive: Any) -> Callable[[], Any]:
 
 
 def _our_criterion(logits: Any, deltas: Any, anchors: Any, gt_boxes: Any, gt_labels: Any) -> Callable[[], Any]:
-    """Forward and backward. The targets, for which torchvision encodes boxes here, are made by assign_targets."""
+    """Forward and backward. The targets are computed before, by assign_targets; torchvision encodes boxes in the
+    loss."""
     import torch
 
     from fastssd.detection import Criterion
     from fastssd.ops import Targets
 
-    criterion = Criterion(min_negatives=0)  # as torchvision has it
+    criterion = Criterion(min_negatives=0)  # as in torchvision
     targets = ops.assign_targets(anchors, gt_boxes, gt_labels, force_match="best")
     tensors = Targets(*map(torch.from_numpy, targets))
     scores, offsets = (torch.from_numpy(array).requires_grad_() for array in (logits, deltas))
@@ -308,7 +309,7 @@ def _onnxruntime_nms(boxes: Any, scores: Any, threshold: float) -> Callable[[], 
     return lambda: session.run(None, feed)[0][:, 2]
 
 
-# operator -> (ours, {peer: (packages that it needs, bind)})
+# By operator: our bind, and by name of each peer the packages that it needs and its bind.
 PEERS: dict[str, tuple[Bind, dict[str, tuple[tuple[str, ...], Bind]]]] = {
     "box_iou": (
         _our_box_iou,
@@ -346,7 +347,13 @@ PEERS: dict[str, tuple[Bind, dict[str, tuple[tuple[str, ...], Bind]]]] = {
 
 
 def implementations(operator: str, threads: tuple[int, ...] = (1, 2), reference: bool = False) -> list[Implementation]:
-    """All that can run here, ours first."""
+    """All implementations that can run here, ours first.
+
+    Args:
+        operator: a key of :data:`PEERS`.
+        threads: numbers of threads for the C++ backend.
+        reference: whether to include the reference backend.
+    """
     bind, peers = PEERS[operator]
     ours = []
     for backend in available_backends():
@@ -362,11 +369,11 @@ def implementations(operator: str, threads: tuple[int, ...] = (1, 2), reference:
 
 
 def agree(operator: str, ref: Any, comp: Any, name: str) -> bool:
-    """Whether a peer's result is the same answer as ours, in whatever form it comes."""
+    """Whether the result `comp` of the peer `name` is equal to ours, `ref`, up to its format and rounding."""
     if operator == "box_iou":
         values = np.asarray(comp)
         if name.startswith("powerboxes"):
-            values = 1 - values  # a distance
+            values = 1 - values  # powerboxes returns a distance
         return bool(np.allclose(values, ref, rtol=0, atol=1e-5))
     if operator == "nms":
         kept = np.asarray(comp).astype(np.int64).ravel()
@@ -381,7 +388,8 @@ def agree(operator: str, ref: Any, comp: Any, name: str) -> bool:
 
 
 def _same_detections(ref: Any, image: int, found: Any) -> bool:
-    """torchvision gives a dict a picture. Scores differ by ULPs, so what ties in them may change places."""
+    """Whether torchvision's dict for an image has the same detections. Scores differ by ULPs, so ties may be in another
+    order."""
     count = int(ref.counts[image])
     if count != len(found["scores"]):
         return False

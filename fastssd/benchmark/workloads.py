@@ -1,4 +1,4 @@
-"""The work that is timed: inputs of real sizes, and many of each, so that no cache learns them by heart."""
+"""The workloads that are timed: inputs of realistic sizes, and many of each, so that they do not stay in a cache."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Inputs = tuple[Any, ...]
 
 
 class Workload(NamedTuple):
-    """One kind of work of one operator.
+    """An operator with inputs of one size and kind.
 
     Attributes:
-        name: for the table.
+        name: in tables.
         operator: a key of :data:`fastssd.benchmark.peers.PEERS`.
-        make: new inputs from a random generator.
-        rotation: how many different inputs take turns.
+        make: makes new inputs with a random generator.
+        rotation: number of different inputs that take turns.
         quick: whether ``fastssd benchmark`` includes it.
     """
 
@@ -33,7 +33,7 @@ class Workload(NamedTuple):
     quick: bool = True
 
 
-# (cells a side, anchors a cell) of each level; scales as in the SSD paper, section 2.2.
+# (cells per side, anchors per cell) of each level; scales as in the SSD paper, section 2.2.
 _GRIDS = {
     "tinyssd": ((32, 4), (16, 4), (8, 4), (4, 4), (1, 4)),
     "ssd300": ((38, 4), (19, 6), (10, 6), (5, 6), (3, 4), (1, 4)),
@@ -51,7 +51,7 @@ def anchors(model: str) -> Boxes:
 
 
 def objects(rng: np.random.Generator, n: int) -> Boxes:
-    """Boxes of objects in a picture, [n, 4] as fractions of it: many small ones, a few large."""
+    """Boxes of objects in an image, [n, 4] xyxy as fractions of it: many small ones, a few large."""
     side = np.exp(rng.uniform(np.log(0.04), np.log(0.8), (n, 1))) * np.exp(rng.normal(0, 0.3, (n, 2)))
     side = side.clip(0.02, 0.95)
     corner = rng.random((n, 2)) * (1 - side)
@@ -59,17 +59,17 @@ def objects(rng: np.random.Generator, n: int) -> Boxes:
 
 
 def crowded(rng: np.random.Generator, n: int) -> tuple[Boxes, NDArray[np.float32]]:
-    """Boxes in heaps of about 50, as a detector makes them before NMS, with scores."""
+    """Boxes in clusters of about 50, like those of a detector before NMS, with scores: [n, 4] xyxy and [n]."""
     centers = rng.uniform(0, 10 * np.sqrt(n), (max(n // 50, 1), 2))
     size = rng.uniform(20, 80, (len(centers), 2))
-    heap = rng.integers(0, len(centers), n)
-    middle = centers[heap] + rng.normal(0, 4, (n, 2))
-    half = size[heap] * rng.uniform(0.85, 1.15, (n, 2)) / 2
+    cluster = rng.integers(0, len(centers), n)
+    middle = centers[cluster] + rng.normal(0, 4, (n, 2))
+    half = size[cluster] * rng.uniform(0.85, 1.15, (n, 2)) / 2
     return np.concatenate([middle - half, middle + half], axis=1).astype(np.float32), rng.random(n, np.float32)
 
 
 def sparse(rng: np.random.Generator, n: int) -> tuple[Boxes, NDArray[np.float32]]:
-    """Boxes of which few overlap, with scores."""
+    """Boxes of which few overlap, with scores: [n, 4] xyxy and [n]."""
     corner = rng.uniform(0, 100 * np.sqrt(n), (n, 2))
     return (
         np.concatenate([corner, corner + rng.uniform(10, 100, (n, 2))], axis=1).astype(np.float32),
@@ -78,7 +78,7 @@ def sparse(rng: np.random.Generator, n: int) -> tuple[Boxes, NDArray[np.float32]
 
 
 def truths(rng: np.random.Generator, batch: int, mean: int) -> tuple[list[Boxes], list[NDArray[np.int64]]]:
-    """Ground truth of a batch: about `mean` boxes a picture, and labels."""
+    """Ground truth of a batch, boxes and labels: about `mean` boxes per image."""
     counts = rng.integers(max(1, mean // 2), mean * 3 // 2 + 1, batch)
     return [objects(rng, n) for n in counts], [rng.integers(1, 91, n) for n in counts]
 
@@ -86,7 +86,7 @@ def truths(rng: np.random.Generator, batch: int, mean: int) -> tuple[list[Boxes]
 def network_outputs(
     rng: np.random.Generator, model: str, batch: int, columns: int, trained: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], Boxes]:
-    """Logits, deltas and anchors; of a network that knows its objects, or of one that knows nothing."""
+    """Logits [B, A, C], deltas [B, A, 4] and anchors [A, 4], as from a trained network, or random."""
     priors = anchors(model)
     logits = rng.standard_normal((batch, len(priors), columns), np.float32)
     deltas = rng.standard_normal((batch, len(priors), 4), np.float32)
@@ -156,7 +156,7 @@ def _criterion(model: str, batch: int, columns: int) -> Workload:
 
 
 def workloads() -> tuple[Workload, ...]:
-    """All of them, in the order of the table; those that run in torch only where it is installed."""
+    """All workloads, in the order of the table; those that need torch only if it is installed."""
     with_torch = (_criterion("ssd300", 8, 91),) if importlib.util.find_spec("torch") else ()
     return (
         _iou(8, 8, rotation=64),

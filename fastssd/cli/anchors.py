@@ -13,7 +13,7 @@ from fastssd.cli.common import (
     Data,
     Json,
     OnError,
-    Skip,
+    OnErrorOption,
     command,
     load,
     preset_of,
@@ -28,8 +28,8 @@ from fastssd.cli.common import (
 @command()
 def anchors(
     data: Data,
-    model: Annotated[str, typer.Option(help="Whose anchors to look at.")] = "tinyssd",
-    preset: Annotated[Path | None, typer.Option(help="Anchors from a file instead.", show_default=False)] = None,
+    model: Annotated[str, typer.Option(help="The model whose anchors to look at.")] = "tinyssd",
+    preset: Annotated[Path | None, typer.Option(help="Take the anchors from a file.", show_default=False)] = None,
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Height and width of the input.", show_default="the preset's")
     ] = None,
@@ -40,13 +40,13 @@ def anchors(
     plot: Annotated[
         Path | None, typer.Option(help="Draw sizes, anchors and best IoU into this PNG.", show_default=False)
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Split to look at.", show_default="to learn from")] = None,
-    on_error: Skip = OnError.RAISE,
+    split: Annotated[str | None, typer.Option(help="Split to look at.", show_default="to train on")] = None,
+    on_error: OnErrorOption = OnError.RAISE,
     as_json: Json = False,
 ) -> None:
     """Show how well anchors cover the boxes of a data set, and fit them to it.
 
-    An object that no anchor overlaps by 0.5 is learnt from one forced anchor only.
+    An object that no anchor overlaps with an IoU of 0.5 is learnt from one forced anchor only.
 
     \b
     [bold]Examples[/bold]
@@ -60,13 +60,13 @@ def anchors(
 
     if preset is None and model not in MODELS:
         raise typer.BadParameter(f"--model {model}: expected one of {', '.join(MODELS)}")
-    own = preset_of(model, None if preset is None else read_preset(preset), image_size)
+    given = preset_of(model, None if preset is None else read_preset(preset), image_size)
     dataset = load(data, split or splits_of(data, None, None)[0], on_error)
     boxes, labels = ground_truth_of(dataset)
-    presets = {own.name: own}
+    presets = {given.name: given}
     if fit:
-        presets["fitted"] = fit_anchors(own, boxes, labels)
-    target = out or Path(f"{own.name}-fitted.json")
+        presets["fitted"] = fit_anchors(given, boxes, labels)
+    target = out or Path(f"{given.name}-fitted.json")
     if fit:
         text = json.dumps(presets["fitted"].to_dict(), indent=2) + "\n"
         write_file(target, lambda file: file.write(text.encode()))
@@ -75,19 +75,19 @@ def anchors(
         from fastssd.explain.style import save_figure
 
         save_figure(coverage_figure(presets, boxes, labels, dataset.class_names), plot)
-    found = {name: anchor_coverage(each, boxes, labels) for name, each in presets.items()}
-    tables = {name: coverage_table(coverage, dataset.class_names) for name, coverage in found.items()}
-    positives = {name: float(coverage.positives.mean()) for name, coverage in found.items()}
+    coverages = {name: anchor_coverage(anchor_preset, boxes, labels) for name, anchor_preset in presets.items()}
+    tables = {name: coverage_table(coverage, dataset.class_names) for name, coverage in coverages.items()}
+    positives = {name: float(coverage.positives.mean()) for name, coverage in coverages.items()}
     if as_json:
         results = {name: {"positives_a_picture": positives[name], "coverage": tables[name]} for name in presets}
         print_json({"data": data, "written": str(target) if fit else None, "presets": results})
         return
     for name, table in tables.items():
-        print(f"{name}: {positives[name]:.1f} positive anchors a picture")
+        print(f"{name}: {positives[name]:.1f} positive anchors per image")
         rows = [
-            [text, str(row["objects"]), f"{row['mean_best_iou']:.3f}", f"{row['share_under_0.5']:.1%}"]
-            for text, row in table.items()
+            [title, str(row["objects"]), f"{row['mean_best_iou']:.3f}", f"{row['share_under_0.5']:.1%}"]
+            for title, row in table.items()
         ]
         print_table(rows, header=("", "objects", "mean best IoU", "no anchor over 0.5"))
     if fit:
-        say(f"learn with these anchors: fastssd train {data} --preset {target}")
+        say(f"train with these anchors: fastssd train {data} --preset {target}")

@@ -11,13 +11,13 @@ from fastssd.cli.common import Json, command, print_json, say
 
 @command()
 def benchmark(
-    only: Annotated[str, typer.Option(help="Workloads whose name has this in it.", show_default="all")] = "",
-    seconds: Annotated[float, typer.Option(min=0.01, help="For each implementation of each workload.")] = 0.3,
+    only: Annotated[str, typer.Option(help="Run only workloads with this in their name.", show_default="all")] = "",
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time per implementation of a workload.")] = 0.3,
     as_json: Json = False,
 ) -> None:
-    """Time the operators here, beside every peer that is installed: about two minutes.
+    """Time the operators on this machine, beside every peer that is installed: about two minutes.
 
-    Each implementation has to give the same result before it is timed; inputs rotate, and implementations take turns.
+    Each implementation must give the same result before it is timed. They take turns, and so do the inputs.
 
     \b
     [bold]Examples[/bold]
@@ -31,13 +31,13 @@ def benchmark(
     chosen = [workload for workload in workloads() if workload.quick and only in workload.name]
     if not chosen:
         raise typer.BadParameter(f"no workload has {only!r} in its name")
-    found = []
+    measured = []
     for workload in chosen:
         say(workload.name)
-        found.append(measure(workload, seconds))
+        measured.append(measure(workload, seconds))
     if as_json:
-        measurements = [measurement._asdict() for group in found for measurement in group]
+        measurements = [measurement._asdict() for group in measured for measurement in group]
         print_json({"environment": environment(), "measurements": measurements})
         return
-    for group in found:
+    for group in measured:
         print(table(group))

@@ -1,4 +1,4 @@
-"""What the commands share: the application, options, data sets, and how results and errors are said."""
+"""What the commands share: the application, options, data sets, and how results and errors are printed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 INTERRUPTED = 130
-LISTED = 20  # problems of a data set that are shown
+MOST_LISTED = 20  # problems of a data set that are printed
 
 
 class OnError(StrEnum):
@@ -44,7 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="SSD object detection: train on your own pictures, detect, and see how it works.\n\n"
+    help="SSD object detection: train on your own images, detect, and see how it works.\n\n"
     "Start with [bold]fastssd demo[/bold]: it needs no data and takes about five minutes.",
     epilog="Every command has its own --help with examples. FASTSSD_DEBUG=1 shows the traceback of an error.",
 )
@@ -82,7 +82,7 @@ def command(name: str | None = None) -> Callable[[Callable[P, None]], Callable[P
             except KeyboardInterrupt:
                 say("interrupted")
                 raise typer.Exit(INTERRUPTED) from None
-            except BrokenPipeError:  # whoever read our output has enough of it
+            except BrokenPipeError:  # the reader of our output is gone
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(1) from None
             except Exception as error:
@@ -97,7 +97,7 @@ def command(name: str | None = None) -> Callable[[Callable[P, None]], Callable[P
 
 
 def describe(error: Exception) -> str:
-    """What was wrong, for people. Errors that a user can cause speak for themselves; others say what they are."""
+    """The message of an error for the user. An error that no user should cause is marked as unexpected."""
     text = str(error).strip()
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
@@ -109,13 +109,13 @@ def describe(error: Exception) -> str:
 
 
 def say(text: str) -> None:
-    """A line for the person at the screen, on stderr."""
+    """Print a line for the user on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def only_json(wanted: bool) -> Iterator[None]:
-    """Let what the libraries print (progress bars) go to stderr, so that stdout holds the result alone."""
+    """Send what libraries print (progress bars) to stderr, so that stdout holds nothing but the result."""
     with contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext():
         yield
 
@@ -129,39 +129,41 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="A VOC, COCO or YOLO folder; [bold]shapes[/bold] or [bold]shapes:COUNT[/bold] for generated pictures.",
+        help="A VOC, COCO or YOLO folder; [bold]shapes[/bold] or [bold]shapes:COUNT[/bold] for generated images.",
     ),
 ]
 Checkpoint = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run folder, whose best checkpoint is taken.")
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run folder: its best checkpoint is used.")
 ]
-Skip = Annotated[
-    OnError, typer.Option(help="What to do with wrong annotations and pictures: stop, or leave them out and list them.")
+OnErrorOption = Annotated[
+    OnError, typer.Option(help="On wrong annotations or images: stop, or leave them out and list them.")
 ]
-On = Annotated[Accelerator, typer.Option("--accelerator", help="Where to compute; auto: on a GPU if there is one.")]
+AcceleratorOption = Annotated[
+    Accelerator, typer.Option("--accelerator", help="Where to compute; auto: on a GPU if there is one.")
+]
 
 
 def checkpoint_in(path: Path, which: str) -> Path:
-    """The file that a checkpoint argument means."""
+    """The file of a checkpoint argument: `path` itself, or the checkpoint called `which` of a run folder."""
     file = path / "checkpoints" / f"{which}.ckpt" if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(file))
+        raise FileNotFoundError(errno.ENOENT, "no such checkpoint", str(file))
     return file
 
 
 def read_preset(path: Path) -> Preset:
-    """The preset that a JSON file of ``fastssd anchors --fit`` holds."""
+    """The preset in a JSON file of ``fastssd anchors --fit``."""
     from fastssd._fields import read_json
     from fastssd.detection import Preset
 
     try:
         return Preset.from_dict(read_json(path.read_bytes()))
-    except ValueError as error:  # no JSON, or no preset
+    except ValueError as error:  # not JSON, or not a preset
         raise ValueError(f"{path}: {error}") from None
 
 
 def preset_of(model: str, preset: Preset | None, image_size: int | None) -> Preset:
-    """The preset that was given, or else the model's own; its anchors over the feature maps of another input size."""
+    """`preset`, or the model's own if it is None, for the input size `image_size` if that is not None."""
     from fastssd.detection import MODELS, build_model
 
     own = preset or MODELS[model].preset
@@ -169,7 +171,7 @@ def preset_of(model: str, preset: Preset | None, image_size: int | None) -> Pres
 
 
 def splits_of(data: str, train_split: str | None, eval_split: str | None) -> tuple[str, str]:
-    """The splits to use: those given, else those that the data set suggests."""
+    """The splits to train on and to evaluate on: those given, else the data set's defaults."""
     if train_split and eval_split:
         return train_split, eval_split
     from fastssd.data import default_splits
@@ -179,22 +181,22 @@ def splits_of(data: str, train_split: str | None, eval_split: str | None) -> tup
 
 
 def load(data: str, split: str, on_error: OnError, class_names: Sequence[str] | None = None) -> DetectionDataset:
-    """A data set; what was left out of it is said."""
+    """A data set; prints what was left out of it."""
     from fastssd.data import DataError, load_dataset
 
     try:
         dataset = load_dataset(data, split, on_error=on_error.value, class_names=class_names)
     except DataError as error:
         say(f"error: {error}")
-        if on_error is OnError.RAISE and error.problem.file != data:  # single files are wrong, not the whole
-            say(f"{len(error.problems)} problem(s) in {data}; --on-error skip leaves them out and goes on")
+        if on_error is OnError.RAISE and error.problem.file != data:  # single files are wrong, not the whole data set
+            say(f"{len(error.problems)} problem(s) in {data}; --on-error skip leaves them out")
         raise typer.Exit(1) from None
     if dataset.problems:
         say(f"left out of {data}, split {split}: {len(dataset.problems)}")
-        for problem in dataset.problems[:LISTED]:
+        for problem in dataset.problems[:MOST_LISTED]:
             say(f"  {problem}")
-        if len(dataset.problems) > LISTED:
-            say(f"  ... and {len(dataset.problems) - LISTED} more")
+        if len(dataset.problems) > MOST_LISTED:
+            say(f"  ... and {len(dataset.problems) - MOST_LISTED} more")
     return dataset
 
 
@@ -211,7 +213,7 @@ def print_metrics(metrics: Mapping[str, Any] | None) -> None:
 
 
 def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
-    """Aligned columns on stdout; under a header the columns after the first are numbers and stand to the right."""
+    """Aligned columns on stdout. With a header, the columns after the first hold numbers and are aligned right."""
     lines = [header, *rows] if header else rows
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for number, line in enumerate(lines):

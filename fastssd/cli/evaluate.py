@@ -9,12 +9,12 @@ import typer
 
 from fastssd.cli.common import (
     Accelerator,
+    AcceleratorOption,
     Checkpoint,
     Data,
     Json,
-    On,
     OnError,
-    Skip,
+    OnErrorOption,
     checkpoint_in,
     command,
     load,
@@ -30,20 +30,20 @@ def evaluate(
     checkpoint: Checkpoint,
     data: Data,
     split: Annotated[str | None, typer.Option(help="Split to evaluate on.", show_default="found in DATA")] = None,
-    on_error: Skip = OnError.RAISE,
-    accelerator: On = Accelerator.AUTO,
+    on_error: OnErrorOption = OnError.RAISE,
+    accelerator: AcceleratorOption = Accelerator.AUTO,
     num_workers: Annotated[
-        int | None, typer.Option("--workers", min=0, help="Processes that read pictures.", show_default="chosen")
+        int | None, typer.Option("--workers", min=0, help="Processes that read images.", show_default="chosen")
     ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
-            help="HTML file to write: by class and size, curves, confusion, the worst pictures.", show_default=False
+            help="HTML file to write: AP by class and size, curves, confusion, the worst images.", show_default=False
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a checkpoint's average precision (COCO) on a data set.
+    """Measure the average precision (COCO) of a checkpoint on a data set.
 
     \b
     [bold]Examples[/bold]
@@ -57,25 +57,25 @@ def evaluate(
     path = checkpoint_in(checkpoint, "best")
     class_names = training.load_checkpoint(path)[1].class_names
     name = split or splits_of(data, None, None)[1]
-    pictures = load(data, name, on_error, class_names)
+    dataset = load(data, name, on_error, class_names)
     with only_json(as_json):
-        found = training.detect_all(path, pictures, accelerator=accelerator.value, num_workers=num_workers)
+        found = training.detect_all(path, dataset, accelerator=accelerator.value, num_workers=num_workers)
         metrics = coco_metrics(*found, class_names)
     if report is not None:
 
-        def picture(index: int) -> tuple[Any, str]:
-            sample = pictures[index]
+        def image_at(index: int) -> tuple[Any, str]:
+            sample = dataset[index]
             return sample.image, sample.image_id
 
-        write_report(report, *found, class_names, picture, title=f"{path} on {data}, split {name}")
+        write_report(report, *found, class_names, image_at, title=f"{path} on {data}, split {name}")
     if as_json:
-        left_out = [str(problem) for problem in pictures.problems]
+        left_out = [str(problem) for problem in dataset.problems]
         print_json(
-            {"checkpoint": str(path), "data": data, "split": name, "pictures": len(pictures), "left_out": left_out}
+            {"checkpoint": str(path), "data": data, "split": name, "pictures": len(dataset), "left_out": left_out}
             | metrics
         )
     else:
-        print(f"{path} on {len(pictures)} pictures of {data}, split {name}")
+        print(f"{path} on {len(dataset)} images of {data}, split {name}")
         print_metrics(metrics)
         if report is not None:
             print(f"report: {report}")

@@ -26,23 +26,25 @@ def export_model(
     nms: Annotated[
         bool, typer.Option("--nms", help="Put decoding and NMS into the file, as standard operators.")
     ] = False,
-    score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score of a box.")] = 0.3,
+    score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a box.")] = 0.3,
     nms_threshold: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="IoU from which the weaker of two boxes goes.", show_default="the model's"),
+        typer.Option(
+            min=0, max=1, help="NMS deletes a box whose IoU with a better one is higher.", show_default="the model's"
+        ),
     ] = None,
     max_detections: Annotated[
-        int | None, typer.Option(min=1, help="Most boxes a picture.", show_default="the model's")
+        int | None, typer.Option(min=1, help="Most boxes per image.", show_default="the model's")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a checkpoint as a file that runs without torch: `fastssd predict` and fastssd.Detector read it.
+    """Write a checkpoint as a file that runs without torch, for `fastssd predict` and fastssd.Detector.
 
-    Anchors, class names and thresholds go into it. It is compared with torch before it is written.
+    It holds anchors, class names and thresholds. Its outputs are compared with torch before it is written.
 
-    The file gives logits and deltas; with --nms it gives boxes, in any program that runs ONNX.
+    The outputs are logits and deltas; with --nms they are boxes, in any program that runs ONNX.
 
-    
+    \b
     [bold]Examples[/bold]
       fastssd export runs/tinyssd-001 -o cells.onnx
       fastssd export best.ckpt --nms --score-threshold 0.1
@@ -53,12 +55,12 @@ def export_model(
 
     path = checkpoint_in(checkpoint, "best")
     target = out or path.with_suffix(f".{format.value}")
-    model, made = load_checkpoint(path)
+    model, info = load_checkpoint(path)
     with only_json(as_json):
         exported = export_onnx(
             model,
             target,
-            class_names=made.class_names,
+            class_names=info.class_names,
             nms=nms,
             score_threshold=score_threshold,
             iou_threshold=nms_threshold,
@@ -67,6 +69,6 @@ def export_model(
     if as_json:
         print_json(asdict(exported) | {"checkpoint": str(path), "format": format.value, "nms": nms})
         return
-    for kind, values in (("takes", exported.inputs), ("gives", exported.outputs)):
+    for kind, values in (("input", exported.inputs), ("output", exported.outputs)):
         print_table([(kind, name, " x ".join(map(str, shape))) for name, shape in values.items()])
     print(f"{target}: {exported.size / 1e6:.1f} MB, equal to torch within {exported.difference:.1g}")

@@ -19,7 +19,7 @@ def info(as_json: Json = False) -> None:
     from fastssd.backends import available_backends, load_backend
 
     config = fastssd.show_config()
-    backends: dict[str, str | None] = {}  # name: why it cannot run here
+    backends: dict[str, str | None] = {}  # name: why it cannot run here; None if it can
     for name in ("cpp", "numba", "reference"):
         backends[name] = None
         if name not in available_backends():

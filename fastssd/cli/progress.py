@@ -8,7 +8,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(shown: bool, total: int, done: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Gives what is to be called with the number of pieces that have been done since; `unit` names them."""
+    """A bar for `total` pieces, of which `done` are done already.
+
+    Yields a function to call with the number of pieces that were finished since the last call. `unit` is the name of a
+    piece in the plural.
+    """
     if not shown:
         yield lambda count: None
         return
@@ -21,7 +25,7 @@ def progress_bar(shown: bool, total: int, done: int, unit: str) -> Iterator[Call
             speed = task.finished_speed or task.speed
             return Text(f"{speed:.1f} {unit}/s" if speed else f"- {unit}/s")
 
-    # Of what is printed meanwhile, stderr goes above the bar, and stdout where it belongs.
+    # What is printed to stderr meanwhile appears above the bar; stdout is not touched.
     bar = Progress(
         BarColumn(None),
         MofNCompleteColumn(),

@@ -17,7 +17,7 @@ from fastssd.cli.common import (
     Data,
     Json,
     OnError,
-    Skip,
+    OnErrorOption,
     checkpoint_in,
     command,
     load,
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from fastssd.detection import Preset
     from fastssd.training import RunResult, TrainConfig
 
-DEMO_PICTURES, DEMO_QUICK = 600, 10
+DEMO_IMAGES, DEMO_QUICK_IMAGES = 600, 10
 DEMO_EPOCHS, DEMO_BATCH = 8, 4  # small batches: many steps in little time
 DEMO_MINUTES = 4.5  # a slow machine trains for as many epochs as fit
-DEMO_MOSAIC, DEMO_CLOSE_MOSAIC = 0.6, 2  # four times the objects for the price of one picture; then whole ones
-DEMO_BACKGROUND = 0.4  # what nearly matches is neither object nor background
+DEMO_MOSAIC, DEMO_CLOSE_MOSAIC = 0.6, 2  # four times the objects in the time of one image; whole images at the end
+DEMO_BACKGROUND = 0.4  # anchors that nearly match are neither positive nor background
 TRAINING, LOSS, AUGMENTATION, HARDWARE = "Training", "Matching and losses", "Augmentation", "Hardware"
 
 
 def option(help: str, default: str, panel: str, *names: str) -> Any:
-    """An option of `train` that stays None unless it is given, so that a resumed run keeps what it had."""
+    """An option of `train` that is None unless it is given, so that a resumed run keeps its settings."""
     return typer.Option(*names, help=help, show_default=default, rich_help_panel=panel)
 
 
@@ -62,13 +62,13 @@ def demo(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Choose the epochs so that it takes about so long.", show_default=False),
+        typer.Option(min=0.1, help="Choose the number of epochs for about this duration.", show_default=False),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A few pictures and one epoch, to see that it runs.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Weights, order and augmentation.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A few images and one epoch, to see that it runs.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Fit anchors to generated pictures, train on them, and draw what was found: all of SSD in about five minutes,
+    """Fit anchors to generated images, train on them, detect, and draw the boxes: all of SSD in about five minutes,
     without data.
 
     \b
@@ -81,7 +81,7 @@ def demo(
     import fastssd.training as training
     from fastssd.detection.criterion import Criterion
 
-    data = f"shapes:{DEMO_QUICK if quick else DEMO_PICTURES}"
+    data = f"shapes:{DEMO_QUICK_IMAGES if quick else DEMO_IMAGES}"
     train_data, eval_data = load(data, "train", OnError.RAISE), load(data, "test", OnError.RAISE)
     config = training.TrainConfig(
         epochs=epochs or (1 if quick else DEMO_EPOCHS),
@@ -96,8 +96,8 @@ def demo(
         fitting = epochs_in(60 * (minutes or DEMO_MINUTES), config, train_data)
         config = replace(config, epochs=fitting if minutes else min(DEMO_EPOCHS, fitting))
     say(
-        f"learning to detect {', '.join(train_data.class_names)}: {len(train_data)} generated pictures, "
-        f"{config.epochs} epochs, then {len(eval_data)} pictures that it has not seen"
+        f"training on {len(train_data)} generated images with {', '.join(train_data.class_names)} for {config.epochs} "
+        f"epochs, evaluating on {len(eval_data)} others"
     )
     run_dir = out or training.new_run_dir("demo")
     with only_json(as_json):
@@ -106,9 +106,9 @@ def demo(
     if not as_json:
         print(
             f"\nNext:\n"
-            f"  fastssd predict {run_dir} PICTURE... --out found   detect in pictures of your own\n"
-            f"  fastssd explain shapes --checkpoint {run_dir}      see matching and NMS at work\n"
-            f"  fastssd train DATA --fit-anchors                   learn from a folder of your own\n"
+            f"  fastssd predict {run_dir} IMAGE... --out found   detect in your own images\n"
+            f"  fastssd explain shapes --checkpoint {run_dir}    see how matching and NMS work\n"
+            f"  fastssd train DATA --fit-anchors                 train on your own data\n"
         )
 
 
@@ -117,11 +117,11 @@ def train(
     data: Data,
     out: Annotated[Path | None, typer.Option(help="The run folder to make.", show_default="runs/MODEL-NNN")] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="A run folder to go on with; it keeps its settings unless new ones are given.")
+        Path | None, typer.Option(help="A run folder to continue, with its settings unless new ones are given.")
     ] = None,
-    train_split: Annotated[str | None, typer.Option(help="Split to learn from.", show_default="found in DATA")] = None,
+    train_split: Annotated[str | None, typer.Option(help="Split to train on.", show_default="found in DATA")] = None,
     eval_split: Annotated[str | None, typer.Option(help="Split to evaluate on.", show_default="found in DATA")] = None,
-    on_error: Skip = OnError.RAISE,
+    on_error: OnErrorOption = OnError.RAISE,
     as_json: Json = False,
     progress: Annotated[bool | None, typer.Option(help="Show a progress bar.", show_default="on a terminal")] = None,
     model: Annotated[
@@ -129,14 +129,14 @@ def train(
         option("tinyssd, ssd300_vgg16, ssd512_vgg16 or ssdlite320_mobilenet_v3_large.", "tinyssd", TRAINING),
     ] = None,
     weights: Annotated[
-        str | None, option("What to start from: a published name such as COCO_V1, or a file.", "nothing", TRAINING)
+        str | None, option("Weights to start from: a published name such as COCO_V1, or a file.", "none", TRAINING)
     ] = None,
     freeze: Annotated[
         list[str] | None,
-        option("Modules to keep as they are, such as backbone; may be repeated.", "none", TRAINING),
+        option("Modules that are not trained, such as backbone; may be repeated.", "none", TRAINING),
     ] = None,
     preset: Annotated[
-        Path | None, option("Anchors for the model: a file of fastssd anchors --fit.", "the model's own", TRAINING)
+        Path | None, option("Anchors for the model: a file from fastssd anchors --fit.", "the model's own", TRAINING)
     ] = None,
     image_size: Annotated[
         int | None,
@@ -147,78 +147,83 @@ def train(
     fit_anchors: Annotated[
         bool, typer.Option("--fit-anchors", help="Fit the anchors to DATA first.", rich_help_panel=TRAINING)
     ] = False,
-    epochs: Annotated[int | None, option("Passes over the training pictures.", "60", TRAINING)] = None,
-    batch_size: Annotated[int | None, option("Pictures a step.", "16", TRAINING)] = None,
+    epochs: Annotated[int | None, option("Passes over the training images.", "60", TRAINING)] = None,
+    batch_size: Annotated[int | None, option("Images per batch.", "16", TRAINING)] = None,
     optimizer: Annotated[str | None, option("adamw or sgd.", "adamw", TRAINING)] = None,
     lr: Annotated[float | None, option("The highest learning rate.", "0.002", TRAINING)] = None,
-    momentum: Annotated[float | None, option("Of sgd.", "0.9", TRAINING)] = None,
-    weight_decay: Annotated[float | None, option("On weights, not on biases.", "0.01", TRAINING)] = None,
+    momentum: Annotated[float | None, option("Momentum of sgd.", "0.9", TRAINING)] = None,
+    weight_decay: Annotated[float | None, option("For weights, not for biases.", "0.01", TRAINING)] = None,
     schedule: Annotated[str | None, option("cosine, step or constant.", "cosine", TRAINING)] = None,
-    warmup: Annotated[float | None, option("Part of all steps in which lr rises.", "0.1", TRAINING)] = None,
-    gradient_clip: Annotated[float | None, option("Largest gradient norm; 0: any.", "10.0", TRAINING)] = None,
-    accumulate: Annotated[int | None, option("Batches for one step of the optimizer.", "1", TRAINING)] = None,
+    warmup: Annotated[float | None, option("Share of all steps in which lr rises.", "0.1", TRAINING)] = None,
+    gradient_clip: Annotated[float | None, option("Largest gradient norm; 0: no limit.", "10.0", TRAINING)] = None,
+    accumulate: Annotated[int | None, option("Batches per step of the optimizer.", "1", TRAINING)] = None,
     ema: Annotated[
-        float | None, option("Decay of a moving average of the weights, which is kept; 0: none.", "0.0", TRAINING)
+        float | None,
+        option("Decay of a moving average of the weights, which is the model; 0: none.", "0.0", TRAINING),
     ] = None,
-    seed: Annotated[int | None, option("Weights, order and augmentation.", "0", TRAINING)] = None,
+    seed: Annotated[int | None, option("Seed of weights, order and augmentation.", "0", TRAINING)] = None,
     eval_every: Annotated[int | None, option("Epochs between evaluations.", "1", TRAINING)] = None,
     early_stop: Annotated[
-        int | None, option("Stop after so many evaluations without a better AP50; 0: never.", "0", TRAINING)
+        int | None, option("Stop after this many evaluations without a better AP50; 0: never.", "0", TRAINING)
     ] = None,
     class_loss: Annotated[str | None, option("cross_entropy (with mining) or focal.", "cross_entropy", LOSS)] = None,
     box_loss: Annotated[str | None, option("smooth_l1 or l1.", "smooth_l1", LOSS)] = None,
     box_weight: Annotated[float | None, option("Weight of the box loss.", "1.0", LOSS)] = None,
     class_weights: Annotated[
         str | None,
-        option("Weight of a class in the class loss, by name: Platelets=3,WBC=0.5; the others have 1.", "none", LOSS),
+        option("Weights of classes in the class loss, by name: Platelets=3,WBC=0.5; others have 1.", "none", LOSS),
     ] = None,
-    neg_pos_ratio: Annotated[float | None, option("Mined negatives a positive.", "3.0", LOSS)] = None,
-    min_negatives: Annotated[int | None, option("Mined negatives a picture, at least.", "3", LOSS)] = None,
-    iou_threshold: Annotated[float | None, option("IoU that makes an anchor positive.", "0.5", LOSS)] = None,
+    neg_pos_ratio: Annotated[float | None, option("Mined negatives per positive.", "3.0", LOSS)] = None,
+    min_negatives: Annotated[int | None, option("Least number of mined negatives per image.", "3", LOSS)] = None,
+    iou_threshold: Annotated[float | None, option("Least IoU of a positive anchor.", "0.5", LOSS)] = None,
     background_threshold: Annotated[
-        float | None, option("IoU below which an anchor is background; between the two: ignored.", "the same", LOSS)
+        float | None,
+        option(
+            "Anchors below this IoU are background; between it and --iou-threshold, ignored.", "--iou-threshold", LOSS
+        ),
     ] = None,
     force_match: Annotated[
         str | None,
         option(
-            "How a ground truth claims anchors under it: bipartite (one), low_quality (all of its best: for objects "
-            "much smaller than the anchors), best or none.",
+            "How a ground-truth box gets anchors below --iou-threshold: bipartite (one), low_quality (all with its "
+            "best IoU, for objects much smaller than the anchors), best or none.",
             "bipartite",
             LOSS,
         ),
     ] = None,
-    flip: Annotated[float | None, option("Probability of mirroring left to right.", "0.5", AUGMENTATION)] = None,
+    flip: Annotated[float | None, option("Probability of a horizontal flip.", "0.5", AUGMENTATION)] = None,
     vertical_flip: Annotated[
-        float | None, option("And top to bottom, for pictures without an up.", "0.0", AUGMENTATION)
+        float | None,
+        option("Probability of a vertical flip, for images such as a microscope's.", "0.0", AUGMENTATION),
     ] = None,
     photometric: Annotated[float | None, option("Strength of colour changes.", "0.5", AUGMENTATION)] = None,
     zoom: Annotated[float | None, option("Largest change of size.", "0.2", AUGMENTATION)] = None,
-    shift: Annotated[float | None, option("Largest move, part of the picture.", "0.1", AUGMENTATION)] = None,
+    shift: Annotated[float | None, option("Largest shift, as a share of the image.", "0.1", AUGMENTATION)] = None,
     crop: Annotated[
-        float | None, option("Probability of a part that a box overlaps by a drawn IoU.", "0.0", AUGMENTATION)
+        float | None, option("Probability of a random crop with a minimum IoU to a box.", "0.0", AUGMENTATION)
     ] = None,
     zoom_out: Annotated[
-        float | None, option("Probability of room around the picture, up to four times.", "0.0", AUGMENTATION)
+        float | None, option("Probability of placing the image on a larger canvas, up to 4x.", "0.0", AUGMENTATION)
     ] = None,
-    mosaic: Annotated[float | None, option("Probability of four pictures in one.", "0.0", AUGMENTATION)] = None,
-    close_mosaic: Annotated[int | None, option("Last epochs without the mosaic.", "0", AUGMENTATION)] = None,
+    mosaic: Annotated[float | None, option("Probability of four images in one.", "0.0", AUGMENTATION)] = None,
+    close_mosaic: Annotated[int | None, option("Epochs at the end without mosaic.", "0", AUGMENTATION)] = None,
     multi_scale: Annotated[
         str | None,
-        option("Sizes of the input of which each batch has one, such as 224,256,288.", "the preset's", AUGMENTATION),
+        option("Input sizes; each batch has a random one of them: 224,256,288.", "the preset's", AUGMENTATION),
     ] = None,
     accelerator: Annotated[str | None, option("auto, cpu or gpu.", "auto", HARDWARE)] = None,
-    devices: Annotated[str | None, option("How many, or auto.", "1", HARDWARE)] = None,
-    num_nodes: Annotated[int | None, option("Machines.", "1", HARDWARE)] = None,
-    strategy: Annotated[str | None, option("As Lightning takes it: auto, ddp, ...", "auto", HARDWARE)] = None,
+    devices: Annotated[str | None, option("Number of devices, or auto.", "1", HARDWARE)] = None,
+    num_nodes: Annotated[int | None, option("Number of machines.", "1", HARDWARE)] = None,
+    strategy: Annotated[str | None, option("A strategy of Lightning: auto, ddp, ...", "auto", HARDWARE)] = None,
     precision: Annotated[str | None, option("32-true, bf16-mixed or 16-mixed.", "32-true", HARDWARE)] = None,
-    num_workers: Annotated[int | None, option("Processes that read pictures.", "chosen", HARDWARE, "--workers")] = None,
-    cache: Annotated[bool | None, option("Keep pictures in memory.", "if they fit", HARDWARE)] = None,
+    num_workers: Annotated[int | None, option("Processes that read images.", "chosen", HARDWARE, "--workers")] = None,
+    cache: Annotated[bool | None, option("Keep images in memory.", "if they fit", HARDWARE)] = None,
 ) -> None:
-    """Train a detector on your own pictures.
+    """Train a detector on your own images.
 
-    Leaves a run folder: checkpoints, config, metrics, curves, pictures with boxes.
+    Makes a run folder with checkpoints, config, metrics, curves, and images with drawn boxes.
 
-    Ctrl-C stops after the step at hand; the last line then says how to go on.
+    Ctrl-C stops after the current step; the last line then says how to continue.
 
     \b
     [bold]Examples[/bold]
@@ -234,17 +239,17 @@ def train(
         given["preset"] = read_preset(preset)
     if weights is not None and (fit_anchors or image_size is not None):
         raise typer.BadParameter(
-            "the weights know other anchors; --weights takes neither --fit-anchors nor --image-size"
+            "--weights cannot be used with --fit-anchors or --image-size: the weights were trained with other anchors"
         )
     if fit_anchors and resume is not None:
-        raise typer.BadParameter("--fit-anchors and --resume exclude each other: a run keeps the anchors that it has")
+        raise typer.BadParameter("--fit-anchors and --resume exclude each other: a run keeps its anchors")
     import fastssd.training as training
 
-    before = training.TrainConfig()
+    base = training.TrainConfig()
     if resume is not None:
-        before = training.TrainConfig.from_dict(training.load_checkpoint(checkpoint_in(resume, "last"))[1].config)
+        base = training.TrainConfig.from_dict(training.load_checkpoint(checkpoint_in(resume, "last"))[1].config)
     weights_by_name = given.pop("class_weights", None)
-    config = changed(before, given)
+    config = changed(base, given)
     train_name, eval_name = splits_of(data, train_split, eval_split)
     train_data, eval_data = load(data, train_name, on_error), load(data, eval_name, on_error)
     if weights_by_name is not None:
@@ -255,7 +260,7 @@ def train(
         config = replace(config, preset=fitted(config, train_data))
     if training.is_main_process():
         say(
-            f"{data}: {len(train_data)} pictures to learn from ({train_name}), {len(eval_data)} to evaluate on "
+            f"{data}: {len(train_data)} images to train on ({train_name}), {len(eval_data)} to evaluate on "
             f"({eval_name}), classes {', '.join(train_data.class_names)}"
         )
     with only_json(as_json):
@@ -277,7 +282,7 @@ def train(
 
 
 def fitted(config: TrainConfig, data: DetectionDataset) -> Preset:
-    """The preset of the configuration, or else of its model, with anchors that fit the data."""
+    """The preset of the configuration, or of its model, with anchors fitted to the data."""
     from fastssd.detection.anchor_fit import fit_anchors
     from fastssd.detection.coverage import ground_truth_of
 
@@ -285,9 +290,9 @@ def fitted(config: TrainConfig, data: DetectionDataset) -> Preset:
 
 
 def changed(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
-    """`config` with the options that were given; those of the criterion and the augmentation go where they belong."""
+    """`config` with the options that were given, those of its criterion and its augmentation included."""
 
-    def own(part: Any) -> dict[str, Any]:
+    def options_of(part: Any) -> dict[str, Any]:
         return {field.name: given[field.name] for field in fields(part) if field.name in given}
 
     if "freeze" in given:
@@ -298,21 +303,21 @@ def changed(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     if isinstance(devices, str) and devices.isdecimal():
         given = given | {"devices": int(devices)}
     try:
-        criterion = replace(config.criterion, **own(config.criterion))
-        augment = replace(config.augment, **own(config.augment))
-        return replace(config, **own(config), criterion=criterion, augment=augment)
+        criterion = replace(config.criterion, **options_of(config.criterion))
+        augment = replace(config.augment, **options_of(config.augment))
+        return replace(config, **options_of(config), criterion=criterion, augment=augment)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
 
 def class_weights_in(text: str, class_names: Sequence[str]) -> tuple[float, ...]:
-    """The weight of each class out of ``name=weight,name=weight``; 1 for those that are not named."""
+    """The weight of each class from ``name=weight,name=weight``; 1 for classes that are not named."""
     weights = dict.fromkeys(class_names, 1.0)
     for part in text.split(","):
         name, _, weight = (piece.strip() for piece in part.rpartition("="))
         if name not in weights:
             known = ", ".join(class_names)
-            raise typer.BadParameter(f"--class-weights: {part!r} is no NAME=WEIGHT of a class; the classes are {known}")
+            raise typer.BadParameter(f"--class-weights: expected NAME=WEIGHT, got {part!r}; the classes are {known}")
         try:
             weights[name] = float(weight)
         except ValueError:
@@ -321,7 +326,7 @@ def class_weights_in(text: str, class_names: Sequence[str]) -> tuple[float, ...]
 
 
 def sizes_in(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them."""
+    """Integers separated by commas."""
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
@@ -329,7 +334,7 @@ def sizes_in(text: str) -> tuple[int, ...]:
 
 
 def epochs_in(seconds: float, config: TrainConfig, data: DetectionDataset) -> int:
-    """How many epochs fit, judged by a few steps on random pictures."""
+    """How many epochs fit into `seconds`, estimated from a few steps on random images."""
     import torch
 
     from fastssd.detection import build_model
@@ -349,13 +354,21 @@ def epochs_in(seconds: float, config: TrainConfig, data: DetectionDataset) -> in
 
 
 def report(result: RunResult, as_json: bool, again: Sequence[str], left_out: Sequence[Problem] = ()) -> None:
-    """Say what came out of a run. One that was stopped ends here, with the command `again` that goes on with it."""
+    """Print the result of a run.
+
+    Args:
+        again: the command that continues a run that was stopped.
+        left_out: problems of the data sets.
+
+    Raises:
+        typer.Exit: the run was stopped by a signal.
+    """
     if as_json:
         values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(result).items()}
         print_json(values | {"left_out": list(map(str, left_out))})
     if result.interrupted:
         resumable = result.last_checkpoint is not None
-        say(f"go on with: {shlex.join(again)}" if resumable else "stopped before the first step; nothing to resume")
+        say(f"continue with: {shlex.join(again)}" if resumable else "stopped before the first step; nothing to resume")
         raise typer.Exit(128 + signal.Signals[result.interrupted].value)
     if not as_json:
         print_metrics(result.best)

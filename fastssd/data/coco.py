@@ -1,4 +1,4 @@
-"""COCO JSON: one file a split, with lists of images, annotations and categories (cocodataset.org, data format)."""
+"""COCO JSON: one file per split, with lists of images, annotations and categories (cocodataset.org, data format)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterator, Set
 from typing import Any, NamedTuple
 
 from fastssd.data.dataset import Problems, wrong
-from fastssd.data.folder import Box, Picture, Root, files_in, first_folder, split_folders
+from fastssd.data.folder import Box, ListedImage, Root, files_in, first_folder, split_folders
 
-# What is kept of each list's elements; the outlines of COCO's own files would fill the memory.
+# The fields that are kept of each list's elements. The segmentations in COCO's own files would fill the memory.
 _FIELDS = {
     "images": ("id", "file_name", "width", "height"),
     "annotations": ("id", "image_id", "category_id", "bbox", "iscrowd"),
@@ -20,12 +20,12 @@ _FIELDS = {
 _SPACE = re.compile(r"[ \t\r\n]*")
 _AROUND_SPLIT = re.compile(r"^instances_|(_?annotations)?(\.coco)?\.json$", re.IGNORECASE)
 
-Element = tuple[int, dict[str, Any]]  # the line where it begins, and its fields
+Element = tuple[int, dict[str, Any]]  # an element of a list: the line where it begins, and its fields
 Boxes = dict[int | str, list[Box]]  # by image id
 
 
 class Coco:
-    """``annotations/instances_<split>.json`` with folders of pictures, or ``<split>/_annotations.coco.json``."""
+    """``annotations/instances_<split>.json`` with folders of images, or ``<split>/_annotations.coco.json``."""
 
     format = "COCO JSON"
 
@@ -38,7 +38,7 @@ class Coco:
     def find(cls, root: Root) -> Coco | None:
         folders = [first_folder(root, "annotations", "Annotations"), root.path]
         found = [os.path.join(folder, name) for folder in folders if folder for name in files_in(folder, ".json")]
-        # Captions and keypoints of the same pictures may lie beside the instances.
+        # Files with captions and keypoints of the same images may be beside the instances.
         instances = [path for path in found if os.path.basename(path).startswith("instances_")]
         named = [(_AROUND_SPLIT.sub("", os.path.basename(path)) or "all", path) for path in instances or found]
         for split in split_folders(root.path):
@@ -47,15 +47,15 @@ class Coco:
         for split, path in named:
             if _is_coco(root, path):
                 if split in files:
-                    raise wrong(path, None, f"is a second file of split {split!r}, beside {files[split]}")
+                    raise wrong(path, None, f"is a second file of split {split!r}; the other is {files[split]}")
                 files[split] = path
         return cls(root, files) if files else None
 
     def read(
         self, split: str | None, class_names: tuple[str, ...] | None, problems: Problems
-    ) -> tuple[tuple[str, ...], list[Picture]]:
+    ) -> tuple[tuple[str, ...], list[ListedImage]]:
         chosen = self._files if split is None else {split: self._files[split]}
-        # The class names come from all splits, so that each is labelled alike.
+        # The class names come from all splits, so that all splits have the same labels.
         files = chosen if class_names is not None else self._files
         contents: dict[str, dict[str, list[Element]]] = {}
         categories: dict[str, dict[int, str]] = {}
@@ -66,22 +66,22 @@ class Coco:
                 contents[name] = content
         if class_names is None:
             class_names = _merged(categories, files)
-        pictures = []
+        listed = []
         for name, path in chosen.items():
             boxes: Boxes = {}
-            # Each file counts its images from the start.
+            # Image ids are unique in a file only.
             prefix = f"{name}/" if len(chosen) > 1 else ""
             folders = self._folders(name)
             for image in contents[name]["images"]:
                 with problems.collected():
-                    pictures.append(_picture(self._root, path, image, folders, prefix, boxes))
+                    listed.append(_listed_image(self._root, path, image, folders, prefix, boxes))
             for annotation in contents[name]["annotations"]:
                 with problems.collected():
                     _add_box(path, annotation, categories[name], boxes)
-        return class_names, pictures
+        return class_names, listed
 
     def _folders(self, split: str) -> list[str]:
-        """Where the pictures of a split may lie, the likeliest first."""
+        """The folders that may have the images of a split, the likeliest first."""
         bases = (os.path.dirname(self._files[split]), self._root.path)
         below = ("", split, os.path.join("images", split), "images", "data")
         folders = dict.fromkeys(os.path.normpath(os.path.join(base, name)) for base in bases for name in below)
@@ -97,7 +97,7 @@ def _is_coco(root: Root, path: str) -> bool:
 
 
 class Ids(NamedTuple):
-    """How a COCO file numbers its pictures and classes."""
+    """The ids of images and categories in a COCO file."""
 
     images: dict[str, int | str]
     """By ``file_name``."""
@@ -127,7 +127,7 @@ def read_ids(path: str | os.PathLike[str]) -> Ids:
 
 
 def _parse(path: str, text: str, keys: Set[str] = _FIELDS.keys()) -> dict[str, list[Element]]:
-    """The lists of these keys of `_FIELDS`.
+    """The lists with these keys, each element with its `_FIELDS`.
 
     Raises:
         DataError: malformed JSON, or a list is missing.
@@ -147,7 +147,7 @@ def _parse(path: str, text: str, keys: Set[str] = _FIELDS.keys()) -> dict[str, l
         scanner.end()
     except json.JSONDecodeError as error:
         raise wrong(path, error.lineno, f"malformed JSON: {error.msg}") from error
-    except (ValueError, TypeError, RecursionError) as error:  # a number too long, a key that is none, endless brackets
+    except (ValueError, TypeError, RecursionError) as error:  # a huge number, a key that is not a string, deep nesting
         raise wrong(path, scanner.line, f"malformed JSON: {error}") from error
     for key in keys:
         if key not in lists:
@@ -156,37 +156,40 @@ def _parse(path: str, text: str, keys: Set[str] = _FIELDS.keys()) -> dict[str, l
 
 
 class _Scanner:
-    """Reads the upper levels of a JSON text and leaves the rest to the standard decoder, piece by piece, which gives
-    lines and saves memory."""
+    """Reads the upper levels of a JSON text, and each element of a list with the standard decoder.
+
+    So the line of an element is known, and only the fields that are used stay in memory.
+    """
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._at = 0
+        self._position = 0
         self._decode = json.JSONDecoder().raw_decode
         self.line = 1  # of the last element
-        self._counted = 0  # characters that `line` counts
+        self._line_position = 0  # position to which `line` belongs
 
     def peek(self) -> str:
-        """The next character that is no space; empty at the end."""
-        space = _SPACE.match(self._text, self._at)
-        self._at = space.end() if space else self._at
-        return self._text[self._at : self._at + 1]
+        """The next character that is not white space; empty at the end."""
+        space = _SPACE.match(self._text, self._position)
+        self._position = space.end() if space else self._position
+        return self._text[self._position : self._position + 1]
 
     def take(self, characters: str) -> str:
-        """The next character, which has to be one of these."""
+        """Read one character, which must be one of these."""
         found = self.peek()
         if not found or found not in characters:
-            raise json.JSONDecodeError(f"expected {' or '.join(characters)}", self._text, self._at)
-        self._at += 1
+            raise json.JSONDecodeError(f"expected {' or '.join(characters)}", self._text, self._position)
+        self._position += 1
         return found
 
     def value(self) -> Any:
+        """Read a value with the standard decoder."""
         self.peek()
-        value, self._at = self._decode(self._text, self._at)
+        value, self._position = self._decode(self._text, self._position)
         return value
 
     def items(self, closing: str) -> Iterator[None]:
-        """A step for every item up to the closing bracket; the caller takes the item."""
+        """Read commas and the closing bracket; yields before every item, which the caller reads."""
         if self.peek() != closing:
             yield
             while self.take("," + closing) == ",":
@@ -195,17 +198,19 @@ class _Scanner:
             self.take(closing)
 
     def element(self, key: str) -> Element:
+        """Read an element of the list `key`."""
         self.peek()
-        self.line += self._text.count("\n", self._counted, self._at)
-        self._counted = self._at
+        self.line += self._text.count("\n", self._line_position, self._position)
+        self._line_position = self._position
         value = self.value()
         if not isinstance(value, dict):
-            raise json.JSONDecodeError(f"an element of {key} is no object", self._text, self._counted)
+            raise json.JSONDecodeError(f"an element of {key} is not an object", self._text, self._line_position)
         return self.line, {field: value[field] for field in _FIELDS[key] if field in value}
 
     def end(self) -> None:
+        """Check that nothing follows."""
         if self.peek():
-            raise json.JSONDecodeError("data after the end", self._text, self._at)
+            raise json.JSONDecodeError("data after the end", self._text, self._position)
 
 
 def _categories(path: str, elements: list[Element]) -> dict[int, str]:
@@ -216,13 +221,13 @@ def _categories(path: str, elements: list[Element]) -> dict[int, str]:
         if not isinstance(key, int) or not isinstance(name, str) or not name:
             raise wrong(path, line, f"a category needs an integer id and a name, not {key!r} and {name!r}")
         if key in names or name in names.values():
-            raise wrong(path, line, f"category {key} ({name}) has the id or the name of another")
+            raise wrong(path, line, f"category {key} ({name}) has the id or the name of another category")
         names[key] = name
     return names
 
 
 def _merged(categories: dict[str, dict[int, str]], files: dict[str, str]) -> tuple[str, ...]:
-    """The class names of all splits, in the order of their ids, on which the splits have to agree."""
+    """The class names of all splits, by id; an error if a class has another id in another split."""
     names: dict[int, str] = {}
     for split, own in categories.items():
         for key, name in own.items():
@@ -231,17 +236,17 @@ def _merged(categories: dict[str, dict[int, str]], files: dict[str, str]) -> tup
     return tuple(names[key] for key in sorted(names))
 
 
-def _picture(root: Root, path: str, image: Element, folders: list[str], prefix: str, boxes: Boxes) -> Picture:
+def _listed_image(root: Root, path: str, image: Element, folders: list[str], prefix: str, boxes: Boxes) -> ListedImage:
     line, fields = image
     key, name = fields.get("id"), fields.get("file_name")
     if not isinstance(key, (int, str)) or not isinstance(name, str):
         raise wrong(path, line, f"an image needs an id and a file_name, not {key!r} and {name!r}")
-    own = boxes.setdefault(key, [])  # before anything can fail: this image is listed
+    own = boxes.setdefault(key, [])  # before anything can fail, because boxes of listed images are not an error
     file = root.find(name, folders, path, line)
     size = None
     if "width" in fields or "height" in fields:
         size = _number(fields.get("width")), _number(fields.get("height"))
-    return Picture(name, f"{prefix}{key}", file, (path, line), path, own, size=size, size_line=line)
+    return ListedImage(name, f"{prefix}{key}", file, (path, line), path, own, size=size, size_line=line)
 
 
 def _add_box(path: str, annotation: Element, categories: dict[int, str], boxes: Boxes) -> None:
@@ -263,7 +268,7 @@ def _add_box(path: str, annotation: Element, categories: dict[int, str], boxes: 
 
 
 def _number(value: object) -> float:
-    """NaN for what is none, so that the one check of all boxes finds it."""
+    """`value` as a float; NaN if it is not a number, which the common check of boxes finds."""
     try:
         return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
     except OverflowError:

@@ -1,4 +1,4 @@
-"""What a data set is: samples, and the problems that were found in it."""
+"""The interface of a data set: samples, and the problems that were found in it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 
 
 class Sample(NamedTuple):
-    """One picture with its G ground-truth boxes; the arrays belong to the caller."""
+    """One image with its G ground-truth boxes; the arrays belong to the caller."""
 
     image: NDArray[np.uint8]  # [H, W, 3] RGB
-    boxes: NDArray[np.float32]  # [G, 4] xyxy, pixels, inside the picture, of positive area
+    boxes: NDArray[np.float32]  # [G, 4] xyxy, pixels, inside the image, of positive area
     labels: NDArray[np.int64]  # [G] label k is class_names[k - 1]; 0 is background and never appears
     image_id: str
-    difficult: NDArray[np.bool_]  # [G] VOC's `difficult`, COCO's `iscrowd`: neither learnt nor counted
+    difficult: NDArray[np.bool_]  # [G] VOC's `difficult`, COCO's `iscrowd`: not used in training, not counted in AP
 
 
 class Problem(NamedTuple):
     """One thing that is wrong in a data set."""
 
     file: str
-    line: int | None  # 1-based; None where the whole file is meant
+    line: int | None  # 1-based; None if the problem is not in one line
     message: str
 
     def __str__(self) -> str:
@@ -35,8 +35,8 @@ class DataError(ValueError):
     """A data set that cannot be used as it is.
 
     Attributes:
-        problems: everything that was found, in the order of the files.
-        problem: the first of it.
+        problems: all problems, in the order of the files.
+        problem: the first of them.
     """
 
     problems: tuple[Problem, ...]
@@ -44,7 +44,7 @@ class DataError(ValueError):
 
     def __init__(self, *problems: Problem | str) -> None:
         super().__init__(*problems)
-        # A DataLoader rebuilds an exception of its worker from the worker's text alone.
+        # A DataLoader makes the exception of a worker again from its text, so a string must do.
         self.problems = tuple(Problem("data set", None, p) if isinstance(p, str) else p for p in problems)
 
     @property
@@ -59,6 +59,7 @@ class DataError(ValueError):
 
 
 def wrong(file: str, line: int | None, message: str) -> DataError:
+    """The DataError with one problem, to raise."""
     return DataError(Problem(file, line, message))
 
 
@@ -67,7 +68,7 @@ class Problems(list[Problem]):
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Note what goes wrong inside and go on."""
+        """Add the problems of a DataError inside to the list, and continue after the block."""
         try:
             yield
         except DataError as error:
@@ -75,10 +76,10 @@ class Problems(list[Problem]):
 
 
 class DetectionDataset(Protocol):
-    """A sequence of samples. Picklable, so that worker processes can hold it."""
+    """A sequence of samples. It can be pickled, so that worker processes can use it."""
 
     class_names: tuple[str, ...]
-    problems: tuple[Problem, ...]  # what was left out with on_error="skip"
+    problems: tuple[Problem, ...]  # problems of what was left out with on_error="skip"
 
     def __len__(self) -> int: ...
 
@@ -87,13 +88,13 @@ class DetectionDataset(Protocol):
 
         Raises:
             IndexError: outside ``[-len, len)``.
-            DataError: the picture's pixels cannot be decoded.
+            DataError: the image's pixels cannot be decoded.
         """
         ...
 
 
 def at(index: int, length: int) -> int:
-    """`index` counted from the start, as a list counts it."""
+    """`index` from the start; like in a list, negative ones count from the end. IndexError outside."""
     if not -length <= index < length:
-        raise IndexError(f"index {index} is outside a data set of {length} pictures")
+        raise IndexError(f"index {index} is outside a data set of {length} images")
     return index % length

@@ -1,4 +1,4 @@
-"""What the folder formats share: paths that stay inside, boxes that are checked, and the data set made of them."""
+"""What the folder formats share: paths that stay in the folder, the check of boxes, and the data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from fastssd.data.dataset import Problems, Sample, at, wrong
 from fastssd.data.images import SUFFIXES, image_size, read_image
 
-SLACK = 1.0  # pixels by which a box may leave the picture: VOC counts pixels from 1, and tools round
+SLACK = 1.0  # pixels that a box may reach beyond the image: VOC counts pixels from 1, and tools round
 
 _SPLIT = re.compile(r"(trainval|train|training|val|valid|validation|test|testing|holdout)[_-]?(\d*)", re.IGNORECASE)
 _SAME = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
@@ -22,24 +22,24 @@ _SAME = {"training": "train", "valid": "val", "validation": "val", "testing": "t
 class Box(NamedTuple):
     """A box as an annotation states it."""
 
-    xyxy: tuple[float, float, float, float]  # pixels, or fractions of the picture where Picture.relative
+    xyxy: tuple[float, float, float, float]  # pixels, or fractions of the image if ListedImage.relative
     class_name: str
     difficult: bool
     line: int | None
-    what: str  # how to call it in a message
+    what: str  # how messages call it
 
 
-class Picture(NamedTuple):
-    """A picture as an annotation states it."""
+class ListedImage(NamedTuple):
+    """An image of a split, as the annotations state it."""
 
-    name: str  # in the data set; what the hold-out hashes
+    name: str  # in the data set; its hash decides whether it is held out
     image_id: str
     path: str
-    listed: tuple[str, int | None]  # the file and line that say that it belongs here
-    source: str  # the file with its boxes
+    listed: tuple[str, int | None]  # file and line that list it
+    source: str  # file with its boxes
     boxes: list[Box]
-    relative: bool = False
-    size: tuple[float, float] | None = None  # width, height, where stated
+    relative: bool = False  # whether boxes are fractions of the image
+    size: tuple[float, float] | None = None  # width and height, if stated
     size_line: int | None = None
 
 
@@ -51,16 +51,16 @@ class Layout(Protocol):
 
     def read(
         self, split: str | None, class_names: tuple[str, ...] | None, problems: Problems
-    ) -> tuple[tuple[str, ...], list[Picture]]:
-        """The class names over all splits (or those given) and the pictures of one split (or all).
+    ) -> tuple[tuple[str, ...], list[ListedImage]]:
+        """The class names of all splits (or those given) and the images of one split (or all).
 
-        What is wrong with one box or picture goes into `problems`; what is wrong with everything is raised.
+        A problem of one box or image is added to `problems`; a problem of the whole data set is raised.
         """
         ...
 
 
 class Root:
-    """The folder that every path of a data set has to stay in."""
+    """The folder of a data set; no path in the data set may lead out of it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.path.normpath(path)
@@ -75,11 +75,11 @@ class Root:
         return os.path.relpath(path, self.path).replace(os.sep, "/")
 
     def contains(self, path: str) -> bool:
-        """Whether `path`, links followed, lies in this folder."""
-        if "\0" in path:  # no file system knows it
+        """Whether `path`, with links followed, is in this folder."""
+        if "\0" in path:  # impossible in a file name, and an error in os.path
             return False
         directory, name = os.path.split(path)
-        if directory not in self._real_directories:  # most pictures share a few folders
+        if directory not in self._real_directories:  # most images share a few folders
             self._real_directories[directory] = os.path.realpath(directory)
         real = os.path.join(self._real_directories[directory], name)
         if os.path.islink(real):
@@ -92,19 +92,19 @@ class Root:
         Raises:
             DataError: there is none, or the name leads out of this folder.
         """
-        left = False
+        outside = False
         for base in bases:
             path = os.path.normpath(os.path.join(base, name))
             if not self.contains(path):
-                left = True
+                outside = True
             elif os.path.isfile(path):
                 return path
-        raise wrong(source, line, f"{name!r} leads out of {self.path}" if left else f"the file {name!r} is missing")
+        raise wrong(source, line, f"{name!r} leads out of {self.path}" if outside else f"the file {name!r} is missing")
 
     def read_bytes(self, path: str) -> bytes:
-        """The content of `path`, which exists; DataError where it cannot be read or leads out of this folder."""
+        """The content of `path`, which exists; DataError if it cannot be read or leads out of this folder."""
         if not self.contains(path) or not os.path.isfile(path):
-            raise wrong(path, None, f"is no file in {self.path}")
+            raise wrong(path, None, f"is not a file in {self.path}")
         try:
             with open(path, "rb") as file:
                 return file.read()
@@ -119,24 +119,24 @@ class Root:
             raise wrong(path, data.count(b"\n", 0, error.start) + 1, "is not UTF-8 text") from error
 
     def read_lines(self, path: str) -> list[tuple[int, str]]:
-        """The lines that hold something, stripped, with their numbers."""
+        """The lines that are not empty, stripped, with their numbers."""
         stripped = ((number, line.strip()) for number, line in enumerate(self.read_text(path).split("\n"), 1))
         return [(number, line) for number, line in stripped if line]
 
 
 def files_in(directory: str, suffixes: str | tuple[str, ...]) -> list[str]:
-    """Names of the files in `directory` with these suffixes, sorted; none where it is no folder."""
+    """Names of the files in `directory` with these suffixes, sorted; empty if it is not a folder."""
     if not os.path.isdir(directory):
         return []
     return sorted(
         entry.name
         for entry in os.scandir(directory)
-        # A name with a dot in front is some tool's own ("._0001.jpg").
+        # Files with a leading dot belong to some tool ("._0001.jpg").
         if entry.name.lower().endswith(suffixes) and not entry.name.startswith(".") and not entry.is_dir()
     )
 
 
-def pictures_in(directory: str) -> list[str]:
+def images_in(directory: str) -> list[str]:
     return files_in(directory, SUFFIXES)
 
 
@@ -145,90 +145,91 @@ def first_folder(root: Root, *names: str) -> str | None:
 
 
 def split_kind(name: str) -> tuple[str, str] | None:
-    """What a split is for and its year, ("train", "2017") of train2017; None where the name does not say."""
+    """The purpose and year in the name of a split: ("train", "2017") for train2017; None for other names."""
     match = _SPLIT.fullmatch(name)
     return (_SAME.get(match[1].lower(), match[1].lower()), match[2]) if match else None
 
 
 def split_folders(directory: str) -> list[str]:
-    """Names of the folders in `directory` that are called like a split, sorted."""
+    """Names of the folders in `directory` with the name of a split, sorted."""
     if not os.path.isdir(directory):
         return []
     return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and split_kind(entry.name))
 
 
 def number(text: str) -> float:
-    """`text` as a number, NaN and infinity included; ValueError where it is none."""
-    if "_" in text:  # Python's own spelling, nobody else's
+    """`text` as a number, NaN and infinity included; ValueError if it is not a number."""
+    if "_" in text:  # allowed in Python only
         raise ValueError
     return float(text)
 
 
 class FolderDataset:
-    """Pictures that stay in their files, and their ground truth."""
+    """Ground truth in memory, and images that are read from their files when they are used."""
 
-    def __init__(self, class_names: tuple[str, ...], pictures: Iterable[Picture], problems: Problems) -> None:
-        """Check `pictures` and keep the good ones; what is wrong is added to `problems`."""
+    def __init__(self, class_names: tuple[str, ...], images: Iterable[ListedImage], problems: Problems) -> None:
+        """Check `images` and keep the valid ones; add the problems of the others to `problems`."""
         label_of = {name: label for label, name in enumerate(class_names, 1)}
         boxes: list[tuple[float, float, float, float]] = []
         labels: list[int] = []
         difficult: list[bool] = []
         offsets = [0]
         seen: set[str] = set()
-        self._pictures: list[tuple[str, str, int, int]] = []  # id, path, width, height
-        for picture in pictures:
+        self._images: list[tuple[str, str, int, int]] = []  # id, path, width, height
+        for image in images:
             with problems.collected():
-                if picture.image_id in seen:
-                    raise wrong(*picture.listed, f"image id {picture.image_id!r} appears twice")
-                seen.add(picture.image_id)
-                width, height = _checked_size(picture)
-                for box in picture.boxes:
+                if image.image_id in seen:
+                    raise wrong(*image.listed, f"image id {image.image_id!r} appears twice")
+                seen.add(image.image_id)
+                width, height = _checked_size(image)
+                for box in image.boxes:
                     with problems.collected():
                         if box.class_name not in label_of:
                             raise wrong(
-                                picture.source, box.line, f"{box.what} is of the unknown class {box.class_name!r}"
+                                image.source, box.line, f"{box.what} is of the unknown class {box.class_name!r}"
                             )
-                        boxes.append(_checked_box(picture, box, width, height))
+                        boxes.append(_checked_box(image, box, width, height))
                         labels.append(label_of[box.class_name])
                         difficult.append(box.difficult)
-                self._pictures.append((picture.image_id, picture.path, width, height))
+                self._images.append((image.image_id, image.path, width, height))
                 offsets.append(len(boxes))
         self.class_names = class_names
         self.problems = tuple(problems)
-        # Flat, because worker processes copy the memory of every Python object that they touch.
+        # Few arrays and not an object per image: forked workers copy the memory of every Python object they touch.
         self._boxes = np.array(boxes, np.float32).reshape(-1, 4)
         self._labels = np.array(labels, np.int64)
         self._difficult = np.array(difficult, np.bool_)
         self._offsets = offsets
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> Sample:
         index = at(index, len(self))
-        image_id, path, width, height = self._pictures[index]
+        image_id, path, width, height = self._images[index]
         image = read_image(path)
         if image.shape[:2] != (height, width):
             raise wrong(
-                path, None, f"is {image.shape[1]} x {image.shape[0]} now; it was {width} x {height} when loaded"
+                path, None, f"is now {image.shape[1]} x {image.shape[0]}; it was {width} x {height} when loaded"
             )
         own = slice(self._offsets[index], self._offsets[index + 1])
         return Sample(image, self._boxes[own].copy(), self._labels[own].copy(), image_id, self._difficult[own].copy())
 
 
-def _checked_size(picture: Picture) -> tuple[int, int]:
-    width, height = image_size(picture.path)
-    if picture.size not in (None, (width, height)):
-        stated = " x ".join(f"{side:g}" for side in picture.size or ())
-        message = f"states a size of {stated}, but {picture.path} is {width} x {height} (upright)"
-        raise wrong(picture.source, picture.size_line, message)
+def _checked_size(image: ListedImage) -> tuple[int, int]:
+    """Width and height of the image; an error if the annotations state others."""
+    width, height = image_size(image.path)
+    if image.size not in (None, (width, height)):
+        stated = " x ".join(f"{side:g}" for side in image.size or ())
+        message = f"states a size of {stated}, but {image.path} is {width} x {height} (upright)"
+        raise wrong(image.source, image.size_line, message)
     return width, height
 
 
-def _checked_box(picture: Picture, box: Box, width: int, height: int) -> tuple[float, float, float, float]:
-    """The box in pixels, clipped to its picture."""
+def _checked_box(image: ListedImage, box: Box, width: int, height: int) -> tuple[float, float, float, float]:
+    """The box in pixels, clipped to its image."""
     x1, y1, x2, y2 = box.xyxy
-    if picture.relative:
+    if image.relative:
         x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
     fault = ""
     if not all(map(math.isfinite, (x1, y1, x2, y2))):
@@ -236,12 +237,12 @@ def _checked_box(picture: Picture, box: Box, width: int, height: int) -> tuple[f
     elif x2 < x1 or y2 < y1:
         fault = "has its corners swapped"
     elif min(x1, y1) < -SLACK or x2 > width + SLACK or y2 > height + SLACK:
-        fault = f"leaves its picture of {width} x {height}"
-    # Slivers may vanish in the dtype that the box will have.
+        fault = f"leaves its image of {width} x {height}"
+    # The area is checked in float32, the dtype of the boxes: a very thin box may have none there.
     left, top, right, bottom = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
     box_width, box_height = np.float32(right) - np.float32(left), np.float32(bottom) - np.float32(top)
     if not fault and not (box_width > 0 and box_height > 0 and box_width * box_height > 0):
         fault = "has no area"
     if fault:
-        raise wrong(picture.source, box.line, f"{box.what} {fault}: x1 {x1:g}, y1 {y1:g}, x2 {x2:g}, y2 {y2:g}")
+        raise wrong(image.source, box.line, f"{box.what} {fault}: x1 {x1:g}, y1 {y1:g}, x2 {x2:g}, y2 {y2:g}")
     return left, top, right, bottom

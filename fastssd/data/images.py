@@ -1,4 +1,4 @@
-"""Pictures from files: the header, checked before a pixel is decoded, and the pixels, as 8-bit RGB."""
+"""Reads image files: checks the header before pixels are decoded, and returns pixels as 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fastssd.data.dataset import DataError, Problem
 try:
     from PIL import Image, UnidentifiedImageError
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("pictures need Pillow; install it with: pip install 'fastssd[train]'") from error
+    raise ModuleNotFoundError("images need Pillow; install it with: pip install 'fastssd[train]'") from error
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-MAX_PIXELS = 100_000_000  # a larger picture is refused by its header, before memory is spent on it
-# Nor is memory spent on a few bytes that claim to be a large picture. JPEG needs a byte for some 100 equal pixels, PNG
-# one for 350 (RGB); WebP has no limit.
+MAX_PIXELS = 100_000_000  # an image with more is refused from its header, before memory is used for it
+# A large image in a very small file is refused too. JPEG needs a byte for about 100 equal pixels, PNG one for 350
+# (RGB); WebP has no limit.
 MAX_PIXELS_PER_BYTE, ALWAYS_PIXELS = 1000, 10_000_000
 
-# Only these decoders run, whatever a file claims to be: Pillow knows others that call external programs.
+# Only these decoders may run: others in Pillow call external programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 _16_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA = ("LA", "PA", "RGBA")
@@ -37,22 +37,22 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ON_ITS_SIDE = (5, 6, 7, 8)
+_SWAPS_SIDES = (5, 6, 7, 8)  # orientations that exchange width and height
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """The picture as a person sees it: upright (EXIF orientation applied), 8-bit RGB.
+    """An image file as 8-bit RGB, with its EXIF orientation applied.
 
-    Greyscale and palettes are expanded; of 16 bits the high byte is kept; what is transparent stands on white; CMYK
-    is converted without its colour profile; of several frames the first is taken.
+    Greyscale and palettes are expanded. Of 16 bits the high byte is kept. Transparent pixels are blended with white.
+    CMYK is converted without its colour profile. Of several frames the first is read.
 
     Returns:
         uint8 [H, W, 3], writable.
 
     Raises:
-        DataError: the file is missing, no picture, of more than ``MAX_PIXELS`` or of more pixels than its bytes can
-            show, truncated, or of a pixel type without a defined range (32-bit). A truncated picture is never filled
-            up, whatever ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says.
+        DataError: the file is missing, is not an image, has more than ``MAX_PIXELS`` pixels or more than its bytes can
+            hold, is truncated, or has a pixel type without a defined range (32-bit). Missing pixels of a truncated file
+            are an error even if ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` is set.
     """
     try:
         with open(path, "rb") as file:
@@ -62,8 +62,8 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     return decode_image(data, path)
 
 
-def decode_image(data: bytes, name: str | os.PathLike[str] = "picture") -> NDArray[np.uint8]:
-    """What :func:`read_image` gives for a file with this content; errors call it `name`."""
+def decode_image(data: bytes, name: str | os.PathLike[str] = "image") -> NDArray[np.uint8]:
+    """What :func:`read_image` returns for a file with this content; errors call it `name`."""
     try:
         with _open(_Whole(data), len(data)) as image:
             upright = _UPRIGHT.get(_orientation(image))
@@ -73,8 +73,8 @@ def decode_image(data: bytes, name: str | os.PathLike[str] = "picture") -> NDArr
         raise _as_data_error(name, error) from error
 
 
-def rgb_image(image: Image.Image, name: str = "picture") -> NDArray[np.uint8]:
-    """The pixels of a Pillow image as :func:`read_image` gives them, but as they lie: it is not turned upright.
+def rgb_image(image: Image.Image, name: str = "image") -> NDArray[np.uint8]:
+    """The pixels of a Pillow image as :func:`read_image` returns them, but without applying an EXIF orientation.
 
     Raises:
         DataError: its file is truncated, or its pixel type has no defined range.
@@ -87,9 +87,10 @@ def rgb_image(image: Image.Image, name: str = "picture") -> NDArray[np.uint8]:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height of what :func:`read_image` will return, from the header.
+    """Width and height of the image that :func:`read_image` returns, from the header.
 
-    A file that does not end as its format does is decoded, to find out here and not in the middle of a training.
+    A file without the usual end of its format is decoded, so that a truncated image is found here and not during
+    training.
 
     Raises:
         DataError: as :func:`read_image`.
@@ -97,7 +98,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     try:
         with open(path, "rb") as file, _open(file, os.fstat(file.fileno()).st_size) as image:
             width, height = image.size
-            if _orientation(image) in _ON_ITS_SIDE:
+            if _orientation(image) in _SWAPS_SIDES:
                 width, height = height, width
             whole = _ends(file, image.format)
     except Exception as error:
@@ -108,7 +109,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 class _Whole(io.BytesIO):
-    """A file whose end is an error to whoever reads on, where Pillow may be told to make pixels up."""
+    """A file that raises an error when it is read beyond its end. Pillow can be set to invent the missing pixels."""
 
     def read(self, size: int | None = -1) -> bytes:
         data = super().read(size)
@@ -122,7 +123,7 @@ def _open(file: IO[bytes], length: int) -> Image.Image:
     _check(image)
     pixels = image.width * image.height
     if pixels > max(ALWAYS_PIXELS, length * MAX_PIXELS_PER_BYTE):
-        raise ValueError(f"{length} bytes state a picture of {image.width} x {image.height} pixels, which is not one")
+        raise ValueError(f"{length} bytes are too few for the stated {image.width} x {image.height} pixels")
     return image
 
 
@@ -130,20 +131,20 @@ def _check(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS} (fastssd.data.images.MAX_PIXELS)")
-    # Pillow has called a 16-bit greyscale "I" too, which otherwise is 32-bit.
+    # Mode "I" is 32-bit, but older releases of Pillow use it for 16-bit greyscale files too.
     if image.mode not in _MODES and not (image.mode == "I" and image.format in ("PNG", "PPM")):
-        raise ValueError(f"pixel type {image.mode!r} has no defined range; convert the picture to 8-bit RGB")
+        raise ValueError(f"pixel type {image.mode!r} has no defined range; convert the image to 8-bit RGB")
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF":  # Pillow turns these itself
+    if image.format == "TIFF":  # Pillow applies it itself
         return 1
-    # PNG's own getexif() decodes all pixels first.
+    # Not image.getexif(): that of PNG decodes all pixels first.
     return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
 
 
 def _ends(file: IO[bytes], format: str | None) -> bool:
-    """Whether the file's last bytes, or the length that it states, say that it is whole."""
+    """Whether the last bytes of the file, or the length in its header, show that it is complete."""
     length = file.seek(0, os.SEEK_END)
     if format in ("JPEG", "MPO"):
         file.seek(-2, os.SEEK_END)
@@ -167,10 +168,10 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _as_data_error(path: str | os.PathLike[str], error: Exception) -> Exception:
-    # Pillow's parsers raise whatever a broken file makes them run into.
+    """The DataError for any exception that a broken file causes in Pillow."""
     if isinstance(error, (DataError, MemoryError)):
         return error
     message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if isinstance(error, UnidentifiedImageError):
-        message = f"not a picture in one of the formats {', '.join(_FORMATS)}"
-    return DataError(Problem(os.fspath(path), None, f"cannot be read as a picture: {message or type(error).__name__}"))
+        message = f"not an image in one of the formats {', '.join(_FORMATS)}"
+    return DataError(Problem(os.fspath(path), None, f"cannot be read as an image: {message or type(error).__name__}"))

@@ -1,4 +1,4 @@
-"""Shapes: a generated detection set, for demonstrations and tests. A picture is drawn when it is asked for."""
+"""Shapes: a generated detection data set, for demonstrations and tests. Each image is drawn when it is read."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from PIL import Image, ImageDraw
 from fastssd.data.dataset import Problem, Sample, at
 
 CLASS_NAMES = ("circle", "cross", "rectangle", "ring", "star", "triangle")
-SMALLEST, USUAL, LARGEST = 0.05, 0.3, 0.8  # longer side of a box, as a share of the picture's
+SMALLEST, USUAL, LARGEST = 0.05, 0.3, 0.8  # longer side of a box, as a share of the image's side
 MOST_OBJECTS = 6
-VISIBLE = 0.7  # share of an object that the later ones leave uncovered, at least
-CONTRAST = 80.0  # RGB distance of an object to nine tenths of what it lies on, at least
+VISIBLE = 0.7  # least share of an object that later ones leave uncovered
+CONTRAST = 80.0  # least RGB distance between an object and nine tenths of the pixels under it
 
-_RECOGNISABLE = 8  # pixels; below, no shape can be told from another
-_TRIES = 8  # places and colours tried for an object before it is given up
-_SEEN = 0.25  # of a pixel: less, at the point of a star, does not count as drawn
+_RECOGNISABLE = 8  # pixels; smaller shapes look the same
+_TRIES = 8  # positions and colours that are tried for an object before it is given up
+_DRAWN = 0.25  # a pixel with a smaller coverage, as at the point of a star, does not belong to the box
 _CROSS_ARM = 0.35  # half widths and inner radii, as shares of the outer radius
 _RING_HOLE = 0.6
 _STAR_NOTCH = 0.45
-_TRIANGLE_NOTCH = 0.5  # an equilateral triangle is a star of three points
+_TRIANGLE_NOTCH = 0.5  # an equilateral triangle is a star with three points
 
 Floats = NDArray[np.float32]
 
 
 def shapes_dataset(count: int = 1000, *, seed: int = 0, image_size: int = 256) -> ShapesDataset:
-    """Circles, crosses, rectangles, rings, stars and triangles on cluttered ground.
+    """Circles, crosses, rectangles, rings, stars and triangles on a cluttered background.
 
-    One to six objects a picture, the longer side of their boxes from 5 % to 80 % of the picture's and most often about
-    30 %, in any colour that stands out, half of them rotated, later ones over earlier ones. Boxes are tight to the
-    pixels that can be seen, of which at least 70 % are left of every object.
+    An image has one to six objects. The longer side of a box is 5 % to 80 % of the image's side, most often about 30 %.
+    Objects have any colour that stands out; half of them are rotated; later ones cover earlier ones, but at least 70 %
+    of every object stay visible. Boxes are tight around the visible pixels.
 
     Args:
-        count: how many pictures.
-        seed: with the index it determines a picture, in any process and order of access. Other seeds, other pictures.
+        count: number of images.
+        seed: seed and index determine an image, in any process and any order of access.
         image_size: width and height in pixels, at least 32.
 
     Raises:
@@ -82,7 +82,7 @@ class ShapesDataset:
 
 
 def draw_ground(rng: np.random.Generator, size: int) -> Floats:
-    """Colour gradients, blobs without an edge, lines and arcs, stripes and texture: float32 [3, size, size] RGB."""
+    """A background of colour gradients, soft blobs, lines and arcs, stripes and noise: float32 [3, size, size] RGB."""
     base = rng.uniform(40, 215, (3, 1, 1))
     cells = rng.integers(2, 6)
     gradient = _grow(np.clip(base + rng.normal(0, 25, (3, cells, cells)), 0, 255), size // 4)
@@ -108,14 +108,14 @@ def draw_ground(rng: np.random.Generator, size: int) -> Floats:
 
 
 def _grow(planes: NDArray[Any], size: int) -> Floats:
-    """Values from 0 to 255 [n, h, w], interpolated to [n, size, size]."""
+    """Values in [0, 255] of shape [n, h, w], interpolated to [n, size, size]."""
     images = map(Image.fromarray, planes.astype(np.uint8))
     return np.array([image.resize((size, size), Image.Resampling.BICUBIC) for image in images], np.float32)
 
 
 def _lines(rng: np.random.Generator, size: int) -> Floats:
-    """How much of each pixel a few lines and arcs cover, [size, size]."""
-    # At twice the size, and reduced: Pillow draws without anti-aliasing.
+    """The share of each pixel that a few lines and arcs cover: [size, size]."""
+    # Drawn at twice the size and reduced, because Pillow draws without anti-aliasing.
     large = Image.new("L", (2 * size, 2 * size))
     pen = ImageDraw.Draw(large)
     for _ in range(rng.integers(1, 6)):
@@ -131,18 +131,18 @@ def _lines(rng: np.random.Generator, size: int) -> Floats:
 
 
 def draw_objects(rng: np.random.Generator, canvas: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """Draw objects on `canvas` [3, size, size]; their boxes [G, 4] and labels [G]."""
+    """Draw objects on `canvas` [3, size, size] and return their boxes [G, 4] xyxy and labels [G]."""
     size = canvas.shape[1]
     smallest = max(SMALLEST, _RECOGNISABLE / size)
-    # The large ones first, or they would have to leave for what they cover.
+    # In descending order: a large object that came later would cover the small ones, and be given up.
     sides = np.sort(rng.triangular(smallest, USUAL, LARGEST, rng.integers(1, MOST_OBJECTS + 1)))[::-1] * size
-    owner = np.zeros((size, size), np.int64)  # whose pixel it is: a number from 1, 0 the ground's
+    owner = np.zeros((size, size), np.int64)  # the number of the object that is visible at a pixel; 0: background
     areas, visible = np.zeros((2, 1 + len(sides)), np.int64)
     labels: list[int] = []
     for side in sides:
         label = int(rng.integers(1, len(CLASS_NAMES) + 1))
         coverage = _figure(rng, CLASS_NAMES[label - 1], float(side))
-        inside = coverage > _SEEN
+        inside = coverage > _DRAWN
         rows, columns = inside.shape
         for _ in range(_TRIES):
             y, x = (int(rng.integers(0, max(size - length, 0) + 1)) for length in inside.shape)
@@ -160,7 +160,7 @@ def draw_objects(rng: np.random.Generator, canvas: Floats) -> tuple[Floats, NDAr
 
 def _figure(rng: np.random.Generator, name: str, side: float) -> Floats:
     """The share of each pixel that the figure `name` covers; the longer side of its box is `side` pixels."""
-    aspect = float(rng.uniform(0.5, 1.0))  # a rectangle's
+    aspect = float(rng.uniform(0.5, 1.0))  # of a rectangle
     angle = float(rng.uniform(0, 2 * math.pi)) if rng.random() < 0.5 else 0.0
     cos, sin = math.cos(angle), math.sin(angle)
     low, high = np.array([-1.0, -1.0]), np.array([1.0, 1.0])
@@ -168,7 +168,7 @@ def _figure(rng: np.random.Generator, name: str, side: float) -> Floats:
         corners = _corners(name, aspect) @ np.array([[cos, sin], [-sin, cos]])
         low, high = corners.min(0), corners.max(0)
     radius = side / float((high - low).max())
-    center = rng.uniform(0, 1, 2) - low * radius  # from the array's corner, which is a pixel's
+    center = rng.uniform(0, 1, 2) - low * radius  # from the corner of the array, which is a corner of a pixel
     width, height = np.ceil(center + high * radius).astype(int)
     x = ((np.arange(width) + 0.5 - center[0]) / radius).astype(np.float32)
     y = ((np.arange(height) + 0.5 - center[1]) / radius).astype(np.float32)[:, None]
@@ -177,7 +177,7 @@ def _figure(rng: np.random.Generator, name: str, side: float) -> Floats:
 
 
 def _corners(name: str, aspect: float) -> NDArray[np.float64]:
-    """Convex corners of a figure of radius 1, upright, y down; [V, 2]."""
+    """Corners of the convex hull of an upright figure of radius 1, y down: [V, 2]."""
     if name in ("star", "triangle"):
         points = 5 if name == "star" else 3
         turns = np.arange(points) * 2 * math.pi / points
@@ -188,7 +188,7 @@ def _corners(name: str, aspect: float) -> NDArray[np.float64]:
 
 
 def _distance(name: str, u: Floats, v: Floats, aspect: float) -> Floats:
-    """Signed distance to the edge of a figure of radius 1, negative inside; u right, v down."""
+    """Signed distance of each point to the edge of a figure of radius 1, negative inside; u to the right, v down."""
     if name == "rectangle":
         return np.maximum(np.abs(u) - 1, np.abs(v) - np.float32(aspect))
     if name == "cross":
@@ -200,17 +200,17 @@ def _distance(name: str, u: Floats, v: Floats, aspect: float) -> Floats:
     if name == "ring":
         return np.abs(r - np.float32((1 + _RING_HOLE) / 2)) - np.float32((1 - _RING_HOLE) / 2)
     points, notch = (5, _STAR_NOTCH) if name == "star" else (3, _TRIANGLE_NOTCH)
-    # All edges folded onto the one from the point (1, 0) to the notch half a turn of a point further.
+    # By symmetry all edges are one: from a point of the star, at angle 0 and radius 1, to the notch at angle `half`.
     half = math.pi / points
     turn = np.abs((np.arctan2(u, -v) + np.float32(half)) % np.float32(2 * half) - np.float32(half))
     normal_x, normal_y = notch * math.sin(half), 1 - notch * math.cos(half)
     length = math.hypot(normal_x, normal_y)
     edge = (r * np.cos(turn) - 1) * np.float32(normal_x / length) + r * np.sin(turn) * np.float32(normal_y / length)
-    return np.maximum(edge, r - 1)  # beyond a sharp point its edges stay near for long
+    return np.maximum(edge, r - 1)  # beyond a sharp point the distance to its edges grows too slowly
 
 
 def _paint(rng: np.random.Generator, under: Floats, coverage: Floats) -> bool:
-    """Fill the figure on its part `under` of the canvas; False where no colour tried stands out."""
+    """Fill the figure on the part `under` of the canvas. False, and nothing drawn, if no colour stands out."""
     rows, columns = coverage.shape
     shade = rng.uniform(-15, 15, 2).astype(np.float32)
     shading = np.linspace(-shade[0], shade[0], rows)[:, None] + np.linspace(-shade[1], shade[1], columns)
@@ -226,13 +226,13 @@ def _paint(rng: np.random.Generator, under: Floats, coverage: Floats) -> bool:
 
 
 def _blend(canvas: Floats, colour: Floats, coverage: Floats) -> None:
-    """Lay `colour` over `canvas` [3, h, w], as much as `coverage` [h, w] says."""
+    """Blend `colour` into `canvas` [3, h, w] with the weights `coverage` [h, w]."""
     change = colour - canvas
     change *= coverage
     canvas += change
 
 
 def _bounds(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """The box of the pixels that are set, xyxy."""
+    """The smallest box around the pixels that are set, xyxy."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1

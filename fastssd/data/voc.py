@@ -1,4 +1,4 @@
-"""Pascal VOC: one XML file a picture (Everingham et al., IJCV 2010)."""
+"""Pascal VOC: one XML file per image (Everingham et al., IJCV 2010)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NamedTuple
 from xml.parsers import expat
 
 from fastssd.data.dataset import DataError, Problems, wrong
-from fastssd.data.folder import Box, Picture, Root, files_in, first_folder, number, pictures_in, split_folders
+from fastssd.data.folder import Box, ListedImage, Root, files_in, first_folder, images_in, number, split_folders
 
-_DEEPEST = 4  # annotation/object/bndbox/xmin
-_CLASS_FLAG = re.compile(r"\S+\s+(-1|0|1)")  # a line of ImageSets/Main/<class>_<split>.txt, which is no split
+_DEEPEST = 4  # levels that are read: annotation/object/bndbox/xmin
+_CLASS_FLAG = re.compile(r"\S+\s+(-1|0|1)")  # a line of ImageSets/Main/<class>_<split>.txt, which is not a split
 _CORNERS = tuple(f"object/bndbox/{corner}" for corner in ("xmin", "ymin", "xmax", "ymax"))
 
 
@@ -26,7 +26,7 @@ Fields = dict[str, Field]  # by path below <annotation>
 
 
 class Annotation(NamedTuple):
-    """What is read of one XML file."""
+    """The content of one XML file."""
 
     path: str
     fields: Fields
@@ -34,14 +34,14 @@ class Annotation(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A picture that a split lists."""
+    """An image that a split lists."""
 
-    name: str  # of its XML file, below the folder of annotations, without suffix; the image id
-    listed: tuple[str, int | None]  # file and line
+    name: str  # path of its XML file in the folder of annotations, without suffix; the image id
+    listed: tuple[str, int | None]  # file and line that list it
 
 
 class Voc:
-    """``Annotations/*.xml`` with ``JPEGImages`` and ``ImageSets/Main``, or XML files beside their pictures."""
+    """``Annotations/*.xml`` with ``JPEGImages`` and ``ImageSets/Main``, or XML files beside their images."""
 
     format = "Pascal VOC"
 
@@ -50,8 +50,8 @@ class Voc:
         self._root = root
         self._annotations = annotations
         self._images = images
-        self._entries = entries  # by split, "" where there is none
-        self._same_name: dict[str, dict[str, list[str]]] = {}  # folder -> name without suffix -> pictures
+        self._entries = entries  # by split, "" if there are no splits
+        self._same_name: dict[str, dict[str, list[str]]] = {}  # folder -> name without suffix -> images
 
     @classmethod
     def find(cls, root: Root) -> Voc | None:
@@ -67,38 +67,41 @@ class Voc:
 
     def read(
         self, split: str | None, class_names: tuple[str, ...] | None, problems: Problems
-    ) -> tuple[tuple[str, ...], list[Picture]]:
-        every = list({entry.name: entry for entries in self._entries.values() for entry in entries}.values())
-        chosen = every if split is None else self._entries[split]
+    ) -> tuple[tuple[str, ...], list[ListedImage]]:
+        all_entries = list({entry.name: entry for entries in self._entries.values() for entry in entries}.values())
+        chosen = all_entries if split is None else self._entries[split]
         annotations: dict[str, Annotation] = {}
-        # The class names come from all splits, so that each is labelled alike.
-        for name, listed in every if class_names is None else chosen:
+        # The class names come from all splits, so that all splits have the same labels.
+        for name, listed in all_entries if class_names is None else chosen:
             with problems.collected():
                 path = self._root.find(name + ".xml", [self._annotations], *listed)
                 annotations[name] = parse(path, self._root.read_bytes(path))
         if class_names is None:
             named = {o["object/name"].text for a in annotations.values() for o in a.objects if "object/name" in o}
             class_names = tuple(sorted(named - {""}))
-        pictures = []
+        images = []
         for entry in chosen:
             if entry.name in annotations:
                 with problems.collected():
-                    pictures.append(self._picture(entry, annotations[entry.name], problems))
-        return class_names, pictures
+                    images.append(self._listed_image(entry, annotations[entry.name], problems))
+        return class_names, images
 
-    def _picture(self, entry: Entry, annotation: Annotation, problems: Problems) -> Picture:
-        path = self._picture_path(entry.name, annotation)
+    def _listed_image(self, entry: Entry, annotation: Annotation, problems: Problems) -> ListedImage:
+        path = self._image_path(entry.name, annotation)
         size, size_line = _size(annotation)
         boxes = []
         for index, fields in enumerate(annotation.objects, 1):
             with problems.collected():
                 boxes.append(_box(annotation.path, fields, index))
         name = self._root.relative(path)
-        return Picture(name, entry.name, path, entry.listed, annotation.path, boxes, size=size, size_line=size_line)
+        return ListedImage(name, entry.name, path, entry.listed, annotation.path, boxes, size=size, size_line=size_line)
 
-    def _picture_path(self, name: str, annotation: Annotation) -> str:
-        """The picture with the annotation's own name; ``filename``, which goes stale when files are renamed, decides
-        only where there is none or more than one."""
+    def _image_path(self, name: str, annotation: Annotation) -> str:
+        """The image file with the same name as the XML file.
+
+        ``filename`` in the XML file is used only if there is no such image or more than one, because it is often wrong
+        after files were renamed.
+        """
         filename, line = annotation.fields.get("filename", Field("", 1))
         folder, stem = os.path.split(os.path.join(self._images, name))
         stated = os.path.normpath(os.path.join(folder, filename))
@@ -106,26 +109,26 @@ class Voc:
             raise wrong(annotation.path, line, f"{filename!r} leads out of {self._root.path}")
         if folder not in self._same_name:
             stems = self._same_name[folder] = {}
-            for picture in pictures_in(folder):
-                stems.setdefault(os.path.splitext(picture)[0], []).append(picture)
+            for file in images_in(folder):
+                stems.setdefault(os.path.splitext(file)[0], []).append(file)
         found = self._same_name[folder].get(stem, [])
         if len(found) == 1:
             filename = found[0]
         elif len(found) > 1 and filename not in found:
-            raise wrong(annotation.path, line, f"cannot tell which of {', '.join(found)} is meant")
+            raise wrong(annotation.path, line, f"belongs to more than one image: {', '.join(found)}")
         return self._root.find(filename or stem + ".jpg", [folder], annotation.path, line)
 
 
 def parse(path: str, data: bytes) -> Annotation:
-    """Read one XML file, without ever expanding an entity.
+    """Read one XML file, without expanding entities.
 
     Raises:
-        DataError: malformed XML, a document type declaration (the door to entities), or another root element.
+        DataError: malformed XML, a document type declaration (it could define entities), or another root element.
     """
     parser = expat.ParserCreate()
     parser.buffer_text = True
     annotation = Annotation(path, {}, [])
-    open_elements: list[tuple[str, int]] = []  # path below the root, "" where it is not read; line
+    open_elements: list[tuple[str, int]] = []  # path below the root, "" if it is not read; and line
     text: list[str] = []
 
     def start(tag: str, attributes: dict[str, str]) -> None:
@@ -177,7 +180,7 @@ def _box(path: str, fields: Fields, index: int) -> Box:
 
 
 def _size(annotation: Annotation) -> tuple[tuple[float, float] | None, int | None]:
-    """Width and height, where stated, and the line."""
+    """Width and height and their line; None if they are not stated."""
     if "size" not in annotation.fields:
         return None, None
     line = annotation.fields["size"].line
@@ -196,7 +199,7 @@ def _number(path: str, field: Field, what: str) -> float:
 
 
 def _entries(folder: str, below: str = "") -> list[Entry]:
-    """An entry for every XML file in `below`, a folder of `folder`."""
+    """An entry for every XML file in `below`, a folder in `folder`."""
     names = (os.path.join(below, name) for name in files_in(os.path.join(folder, below), ".xml"))
     return [Entry(name.removesuffix(".xml"), (os.path.join(folder, name), None)) for name in names]
 

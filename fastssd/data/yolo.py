@@ -1,4 +1,4 @@
-"""YOLO text: ``data.yaml`` with names and splits, and a text file a picture in ``labels``, which mirrors ``images``."""
+"""YOLO text: ``data.yaml`` with names and splits, and a text file per image in ``labels``, which mirrors ``images``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastssd.data.dataset import Problem, Problems, wrong
-from fastssd.data.folder import Box, Picture, Root, files_in, number, pictures_in, split_folders
+from fastssd.data.folder import Box, ListedImage, Root, files_in, images_in, number, split_folders
 
 _NAMES = re.compile(r"^names\s*:", re.MULTILINE)
 _SPLITS = ("train", "val", "test")  # keys of data.yaml
@@ -17,24 +17,24 @@ _NULL = ("", "~", "null", "Null", "NULL")
 
 
 class Yolo:
-    """Rows of ``class cx cy width height``, or of a class and a polygon, in fractions of the picture."""
+    """Rows of ``class cx cy width height``, or of a class and a polygon, in fractions of the image."""
 
     format = "YOLO text"
 
     def __init__(self, root: Root, file: str, names: dict[int, str], sources: dict[str, list[str]], base: str) -> None:
         self.splits = tuple(filter(None, sources))
         self._root = root
-        self._file = file  # that states the names
-        self._names = names  # by class index; empty where they are not stated
-        self._sources = sources  # by split, "" where there is none: folders, and files that list pictures
-        self._base = base  # the folder that sources are relative to
+        self._file = file  # with the class names
+        self._names = names  # by class index; empty if they are not stated
+        self._sources = sources  # by split, "" if there are no splits: folders, and files that list images
+        self._base = base  # the folder to which sources are relative
 
     @classmethod
     def find(cls, root: Root) -> Yolo | None:
         files = [root.join(name) for name in files_in(root.path, (".yaml", ".yml"))]
         files = [path for path in files if _NAMES.search(root.read_text(path))]
         if len(files) > 1:
-            raise wrong(root.path, None, f"cannot tell which file describes the data set: {', '.join(files)}")
+            raise wrong(root.path, None, f"more than one file describes the data set: {', '.join(files)}")
         if files:
             path = files[0]
             content = _yaml(path, root.read_text(path))
@@ -50,37 +50,37 @@ class Yolo:
 
     def read(
         self, split: str | None, class_names: tuple[str, ...] | None, problems: Problems
-    ) -> tuple[tuple[str, ...], list[Picture]]:
+    ) -> tuple[tuple[str, ...], list[ListedImage]]:
         names = self._names or dict(enumerate(class_names or ()))
         if not names:
-            raise wrong(self._file, None, "names no classes; name them there or in class_names")
-        pictures: list[Picture] = []
-        labelled: dict[str, set[str]] = {}  # folder of labels -> label files of its pictures
+            raise wrong(self._file, None, "has no class names; state them there or in class_names")
+        images: list[ListedImage] = []
+        labelled: dict[str, set[str]] = {}  # folder of labels -> label files of its images
         chosen = [self._sources[split]] if split is not None else list(self._sources.values())
         for source in dict.fromkeys(source for sources in chosen for source in sources):
-            path = self._place(source)
+            path = self._path_of(source)
             if os.path.isdir(path):
                 bases = [path]
-                walked = list(_walk(self._root, path, pictures_in))
-                listed: list[tuple[int | None, str]] = [(None, os.path.relpath(picture, path)) for picture in walked]
+                walked = list(_walk(self._root, path, images_in))
+                listed: list[tuple[int | None, str]] = [(None, os.path.relpath(file, path)) for file in walked]
                 if (labels := _label_folder(self._root, path)) != path:
-                    labelled.setdefault(labels, set()).update(_label_file(self._root, picture) for picture in walked)
+                    labelled.setdefault(labels, set()).update(_label_file(self._root, file) for file in walked)
             else:
                 bases = [os.path.dirname(path), self._base, self._root.path]
                 listed = [*self._root.read_lines(path)]
             for line, name in listed:
                 with problems.collected():
-                    picture = self._root.find(name, bases, path, line)
-                    pictures.append(self._picture(picture, (path, line), names, problems))
-        if pictures and not any(os.path.isfile(picture.source) for picture in pictures):
-            raise wrong(pictures[0].source, None, "is missing, and so is the label file of every other picture")
+                    file = self._root.find(name, bases, path, line)
+                    images.append(self._listed_image(file, (path, line), names, problems))
+        if images and not any(os.path.isfile(image.source) for image in images):
+            raise wrong(images[0].source, None, "is missing, and so are the label files of all other images")
         for labels, known in labelled.items():
-            for stray in _walk(self._root, labels, _label_files):
-                if stray not in known:
-                    problems.append(Problem(stray, None, "holds labels of a picture that is missing"))
-        return class_names or tuple(names[index] for index in sorted(names)), pictures
+            for label_file in _walk(self._root, labels, _label_files):
+                if label_file not in known:
+                    problems.append(Problem(label_file, None, "has labels of an image that is missing"))
+        return class_names or tuple(names[index] for index in sorted(names)), images
 
-    def _place(self, source: str) -> str:
+    def _path_of(self, source: str) -> str:
         """The folder or file of a source. Some exports write ``../train/images`` for ``train/images``."""
         for base in (self._base, self._root.path):
             for name in (source, re.sub(r"^(\.\./)+", "", source)):
@@ -89,15 +89,17 @@ class Yolo:
                     return path
         raise wrong(self._file, None, f"{source!r} is missing in {self._root.path}")
 
-    def _picture(self, path: str, listed: tuple[str, int | None], names: dict[int, str], problems: Problems) -> Picture:
+    def _listed_image(
+        self, path: str, listed: tuple[str, int | None], names: dict[int, str], problems: Problems
+    ) -> ListedImage:
         name = self._root.relative(path)
         source = _label_file(self._root, path)
         boxes = []
-        # A picture without a label file shows nothing.
+        # An image without a label file has no objects.
         for line, row in self._root.read_lines(source) if os.path.lexists(source) else ():
             with problems.collected():
                 boxes.append(_box(source, line, row, names))
-        return Picture(name, os.path.splitext(name)[0], path, listed, source, boxes, relative=True)
+        return ListedImage(name, os.path.splitext(name)[0], path, listed, source, boxes, relative=True)
 
 
 def _box(path: str, line: int, row: str, names: dict[int, str]) -> Box:
@@ -107,7 +109,7 @@ def _box(path: str, line: int, row: str, names: dict[int, str]) -> Box:
         raise wrong(path, line, f"{row!r} is not a row of numbers") from None
     if index not in names:
         raise wrong(path, line, f"class {index:g} is unknown; there are {len(names)}, counted from 0")
-    if not all(map(math.isfinite, values)):  # of a polygon it would go unseen
+    if not all(map(math.isfinite, values)):  # min and max of a polygon could hide a NaN
         raise wrong(path, line, f"{row!r} is not finite")
     name = names[int(index)]
     if len(values) == 4:
@@ -122,15 +124,15 @@ def _box(path: str, line: int, row: str, names: dict[int, str]) -> Box:
 
 
 def _label_folder(root: Root, folder: str) -> str:
-    """The folder with the labels of the pictures in `folder`: the last ``images`` on the way becomes ``labels``."""
+    """The folder with the labels of the images in `folder`: the last ``images`` in its path becomes ``labels``."""
     parts = root.relative(folder).split("/")
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     return os.path.normpath(root.join(*parts))
 
 
-def _label_file(root: Root, picture: str) -> str:
-    folder, name = os.path.split(picture)
+def _label_file(root: Root, file: str) -> str:
+    folder, name = os.path.split(file)
     return os.path.join(_label_folder(root, folder), os.path.splitext(name)[0] + ".txt")
 
 
@@ -139,7 +141,7 @@ def _label_files(folder: str) -> list[str]:
 
 
 def _walk(root: Root, folder: str, names_in: Callable[[str], list[str]]) -> Iterator[str]:
-    """The files that `names_in` finds in `folder` and the folders below it, sorted."""
+    """The files that `names_in` finds in `folder` and in its subfolders, sorted."""
     for directory, below, _ in os.walk(folder):
         below.sort()
         for name in below:
@@ -150,21 +152,21 @@ def _walk(root: Root, folder: str, names_in: Callable[[str], list[str]]) -> Iter
 
 
 def _image_folders(root: Root) -> dict[str, list[str]]:
-    """Sources by split of an ``images`` folder."""
+    """The sources of the ``images`` folder, by split."""
     images = root.join("images")
-    splits = [] if pictures_in(images) else split_folders(images)
+    splits = [] if images_in(images) else split_folders(images)
     return {split: [os.path.join("images", split)] for split in splits} or {"": ["images"]}
 
 
 def _yaml(path: str, text: str) -> dict[str, Any]:
-    """The mapping of a YAML file, its scalars as text: a class may be called ``no``. What is null is left out."""
+    """The mapping in a YAML file, without null values. Scalars stay strings, because a class may be called ``no``."""
     try:
         import yaml
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{path} needs PyYAML; install it with: pip install 'fastssd[train]'") from error
     try:
-        content = yaml.load(text, yaml.BaseLoader)  # builds text, lists and mappings only
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # the last two: of its constructor
+        content = yaml.load(text, yaml.BaseLoader)  # makes strings, lists and mappings only
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # the last two: from its constructor
         mark = getattr(error, "problem_mark", None)
         raise wrong(
             path, mark.line + 1 if mark else None, f"malformed YAML: {getattr(error, 'problem', error)}"
@@ -179,7 +181,7 @@ def _yaml(path: str, text: str) -> dict[str, Any]:
 def _strings(path: str, content: dict[str, Any], key: str) -> list[str]:
     values = content[key] if isinstance(content[key], list) else [content[key]]
     if not all(isinstance(value, str) for value in values):
-        raise wrong(path, None, f"{key} is neither a text nor a list of texts")
+        raise wrong(path, None, f"{key} is neither a string nor a list of strings")
     return values
 
 
@@ -189,11 +191,11 @@ def _class_names(path: str, content: dict[str, Any]) -> dict[int, str]:
     try:
         named = {int(key): name for key, name in pairs}
         count = int(content.get("nc", len(named)))
-    except (ValueError, TypeError):  # a text that is no number; a list
-        raise wrong(path, None, "nc and the keys of names have to be integers") from None
+    except (ValueError, TypeError):  # a string that is not a number; a list
+        raise wrong(path, None, "nc and the keys of names must be integers") from None
     texts = [name for name in named.values() if isinstance(name, str) and name]
     if not named or len(set(texts)) < len(named):
-        raise wrong(path, None, "names has to be a list of different names, or a mapping from class indices to them")
+        raise wrong(path, None, "names must be a list of different names, or a mapping from class indices to names")
     if count != len(named):
-        raise wrong(path, None, f"states nc {count}, but names {len(named)} classes")
+        raise wrong(path, None, f"nc is {count}, but there are {len(named)} names")
     return named

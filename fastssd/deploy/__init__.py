@@ -5,7 +5,7 @@
 >>> for name, score, box in detector("photo.jpg"):  # doctest: +SKIP
 ...     print(name, score, box)
 
-``fastssd.deploy.onnx_export`` writes the file; it needs torch, which nothing else here does.
+``fastssd.deploy.onnx_export`` writes the file. Only that module, and detecting with a checkpoint, need torch.
 """
 
 from fastssd.deploy.detector import Detector

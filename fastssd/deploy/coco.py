@@ -1,4 +1,4 @@
-"""Predictions in COCO's format of results, which ``loadRes`` of pycocotools and others read."""
+"""Predictions in the COCO results format, which ``loadRes`` of pycocotools and others read."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from fastssd.deploy.files import whole_file, write_list
 
 
 class Written(NamedTuple):
-    """What went into a file of results."""
+    """What is in a file of results."""
 
     detections: int
     left_out: int
-    """Detections of a class that the annotations do not have."""
+    """Detections whose class is not in the annotations."""
     unknown: int
-    """Pictures that the annotations do not have."""
+    """Images that are not in the annotations."""
 
 
 class CocoIds:
-    """Ids of pictures and classes, as a file of annotations has them.
+    """The ids that a COCO file gives to images and classes.
 
-    A picture belongs to the image whose ``file_name`` its path ends with (the longest), or else to the only one whose
-    file has its name, in whatever folder.
+    The entry of an image file is the one whose ``file_name`` is the end of its path (the longest such name); else the
+    only one with the same name in any folder.
 
     Args:
-        annotations: a COCO file; its annotations are not needed, images and categories are.
+        annotations: a COCO file. Only its images and categories are used.
         class_names: those of the detector.
 
     Raises:
-        DataError: the file is not COCO's.
+        DataError: the file is not a COCO file.
         OSError: it cannot be read.
         ValueError: it has none of the classes.
     """
@@ -48,68 +48,68 @@ class CocoIds:
                 f"{self.source} has none of the classes {', '.join(class_names)}; it has {', '.join(categories)}"
             )
         self._images = {_as_posix(name): key for name, key in images.items()}
-        alone: dict[str, int | str | None] = {}
+        unique: dict[str, int | str | None] = {}  # by name without folder; None if several images have the name
         for name, key in self._images.items():
             base = name.rpartition("/")[2]
-            alone[base] = None if base in alone else key
-        self._alone = alone
+            unique[base] = None if base in unique else key
+        self._unique = unique
 
-    def image(self, picture: str) -> int | str | None:
-        """The id of a picture; None where the annotations do not have it."""
-        rest = _as_posix(picture)
+    def image(self, path: str) -> int | str | None:
+        """The id of the image in the file `path`; None if the annotations do not have it."""
+        rest = _as_posix(path)
         while True:
             if rest in self._images:
                 return self._images[rest]
             folder, _, below = rest.partition("/")
             if not below:
-                return self._alone.get(folder)
+                return self._unique.get(folder)
             rest = below
 
-    def check(self, pictures: Iterable[str]) -> int:
-        """How many of the pictures the annotations have.
+    def check(self, paths: Iterable[str]) -> int:
+        """How many of these image files the annotations have.
 
         Raises:
-            ValueError: none, or two that would be the same image.
+            ValueError: the annotations have none of them, or two files have the same id.
         """
         seen: dict[int | str, str] = {}
-        for picture in pictures:
-            key = self.image(picture)
-            if key is not None and (other := seen.setdefault(key, picture)) != picture:
-                raise ValueError(f"{other} and {picture} are both image {key!r} of {self.source}")
+        for path in paths:
+            key = self.image(path)
+            if key is not None and (other := seen.setdefault(key, path)) != path:
+                raise ValueError(f"{other} and {path} are both image {key!r} of {self.source}")
         if not seen:
-            raise ValueError(f"{self.source} has none of the pictures")
+            raise ValueError(f"{self.source} has none of the images")
         return len(seen)
 
 
 def write_results(path: Path, entries: Iterable[Mapping[str, Any]], ids: CocoIds | None = None) -> Written:
-    """Write ``[{"image_id", "category_id", "bbox": [x, y, width, height], "score"}, ...]``, pixels.
+    """Write ``[{"image_id", "category_id", "bbox": [x, y, width, height], "score"}, ...]``, in pixels.
 
     Args:
-        path: takes the file when it is whole.
-        entries: one a picture, with ``image`` and what :meth:`NamedDetections.to_dict` gives; others, without
-            detections, only count.
-        ids: default: a picture's place among the entries, from 1, and the detector's labels, as
-            :func:`write_images` says them.
+        path: the file to write; it is replaced when all is written.
+        entries: one per image, with ``image`` and the values of :meth:`NamedDetections.to_dict`. Entries without
+            detections give no results but count for the default ids.
+        ids: None: image ids count the entries from 1, and category ids are the detector's labels, as in
+            :func:`write_images`.
     """
     detections, left_out, unknown = 0, 0, 0
 
     def results() -> Iterator[str]:
         nonlocal detections, left_out, unknown
-        for place, entry in enumerate(entries, 1):
-            image = place if ids is None else ids.image(entry["image"])
-            unknown += image is None
-            for found in entry.get("detections") or () if image is not None else ():
-                category = found["label"] if ids is None else ids.categories.get(found["class"])
+        for number, entry in enumerate(entries, 1):
+            image_id = number if ids is None else ids.image(entry["image"])
+            unknown += image_id is None
+            for detection in entry.get("detections") or () if image_id is not None else ():
+                category = detection["label"] if ids is None else ids.categories.get(detection["class"])
                 if category is None:
                     left_out += 1
                     continue
                 detections += 1
-                x1, y1, x2, y2 = found["box"]
+                x1, y1, x2, y2 = detection["box"]
                 result = {
-                    "image_id": image,
+                    "image_id": image_id,
                     "category_id": category,
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": found["score"],
+                    "score": detection["score"],
                 }
                 yield json.dumps(result, allow_nan=False)
 
@@ -120,10 +120,10 @@ def write_results(path: Path, entries: Iterable[Mapping[str, Any]], ids: CocoIds
 
 
 def write_images(path: Path, entries: Iterable[Mapping[str, Any]], class_names: Sequence[str]) -> None:
-    """Write which picture and class the ids of :func:`write_results` mean: a COCO file without annotations."""
+    """Write a COCO file without annotations: the images and classes of the default ids of :func:`write_results`."""
     images = (
-        {"id": place, "file_name": entry["image"], "width": entry["width"], "height": entry["height"]}
-        for place, entry in enumerate(entries, 1)
+        {"id": number, "file_name": entry["image"], "width": entry["width"], "height": entry["height"]}
+        for number, entry in enumerate(entries, 1)
         if entry.get("detections") is not None
     )
     categories = ({"id": label, "name": name} for label, name in enumerate(class_names, 1))

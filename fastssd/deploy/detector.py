@@ -1,4 +1,4 @@
-"""One interface to a trained detector: a picture in, named boxes out."""
+"""One interface to a trained detector: an image in, named boxes out."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ if TYPE_CHECKING:
 
 
 class Detector:
-    """A trained detector, of an ONNX file (without torch) or of a checkpoint (with torch).
+    """A trained detector from an ONNX file (without torch) or from a checkpoint (with torch).
 
-    It may be used by several threads at once, and pickled: the file is then opened again.
+    Several threads may use it at once. It can be pickled; unpickling opens the file again.
 
     Args:
-        model: an ONNX file that fastssd exported, a checkpoint, or a run folder, whose best checkpoint is taken.
-        score_threshold, iou_threshold, max_detections: as in :func:`fastssd.ops.postprocess_detections`; default what
-            the file says (a checkpoint: 0.3, and what its preset says). Where NMS is inside the file, its IoU threshold
-            stands, and the others can only become stricter.
-        batch_size: pictures that go through the network at once.
-        threads: of the network; default as :func:`fastssd.set_num_threads` says. With a checkpoint this sets torch's
-            number in the whole process.
-        providers: of onnxruntime, by falling preference; default the CPU.
-        device: of torch, for a checkpoint; default the CPU.
+        model: an ONNX file that fastssd exported, a checkpoint, or a run folder: its best checkpoint is used.
+        score_threshold, iou_threshold, max_detections: as in :func:`fastssd.ops.postprocess_detections`; default: those
+            of the file (of a checkpoint: 0.3, and those of its preset). If NMS is inside the file, its IoU threshold
+            cannot be changed, and the others can only become stricter.
+        batch_size: number of images that go through the network at once.
+        threads: number of threads of the network; default: as for the operators, see :func:`fastssd.set_num_threads`.
+            With a checkpoint this sets torch's number of threads in the whole process.
+        providers: execution providers of onnxruntime, most preferred first; default: the CPU.
+        device: device of torch, for a checkpoint; default: the CPU.
 
     Attributes:
         class_names: name of class 1, 2, ...
-        image_size: height and width of the network's input, pixels; pictures of any size are resized to it.
-        limits: what is in force.
+        image_size: height and width of the network's input, pixels; images of any size are resized to it.
+        limits: the thresholds and limits in use.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: onnxruntime or torch is missing.
-        TypeError, ValueError: the file is no model of fastssd, is damaged (its checksum is compared), or an option is
-            out of range or not for such a file.
+        TypeError, ValueError: the file is not a model of fastssd or is damaged (its checksum is compared), or an option
+            is out of range or not for this kind of file.
 
     >>> detector = Detector("model.onnx")  # doctest: +SKIP
     >>> for name, score, box in detector("photo.jpg"):  # doctest: +SKIP
@@ -71,13 +71,13 @@ class Detector:
         self.batch_size = checks.count("batch_size", batch_size, low=1)
         if threads is not None:
             threads = checks.count("threads", threads, low=1)
-        of_torch = is_checkpoint(self.path)
-        if of_torch and providers is not None:
-            raise ValueError(f"providers: onnxruntime's, but {self.path} is a checkpoint; device chooses where it runs")
-        if not of_torch and device is not None:
-            raise ValueError(f"device: torch's, but {self.path} is no checkpoint; providers choose where ONNX runs")
+        uses_torch = is_checkpoint(self.path)
+        if uses_torch and providers is not None:
+            raise ValueError(f"providers: only for ONNX files, but {self.path} is a checkpoint; use device")
+        if not uses_torch and device is not None:
+            raise ValueError(f"device: only for checkpoints, but {self.path} is an ONNX file; use providers")
         self.network: Network = (
-            CheckpointNetwork(self.path, threads, device) if of_torch else OnnxNetwork(self.path, threads, providers)
+            CheckpointNetwork(self.path, threads, device) if uses_torch else OnnxNetwork(self.path, threads, providers)
         )
         given: dict[str, Any] = {
             "score_threshold": score_threshold,
@@ -103,21 +103,21 @@ class Detector:
     def __call__(self, pictures: Iterable[Picture]) -> list[NamedDetections]: ...
 
     def __call__(self, pictures: Any) -> NamedDetections | list[NamedDetections]:
-        """Detect in one picture, or in several.
+        """Detect in one image, or in several.
 
         Args:
-            pictures: a path, the bytes of a file, a Pillow image, a uint8 array [H, W, 3] in RGB; or any iterable of
-                them, also an array [B, H, W, 3].
+            pictures: an image: a path, the bytes of a file, a Pillow image or a uint8 array [H, W, 3] in RGB; or any
+                iterable of images, such as an array [B, H, W, 3].
 
         Returns:
-            What was found in the picture, or a list of that for several.
+            The detections in the image, or a list of them for several images.
 
         Raises:
-            DataError: a picture cannot be read.
-            TypeError, ValueError: it is nothing like a picture.
+            DataError: an image cannot be read.
+            TypeError, ValueError: a value is not an image.
         """
         if is_picture(pictures):
-            return self._detect([pictures], ["picture"])[0]
+            return self._detect([pictures], ["pictures"])[0]
         return list(self.stream(pictures))
 
     @overload
@@ -131,28 +131,31 @@ class Detector:
     ) -> Iterator[NamedDetections | DataError]: ...
 
     def stream(self, pictures: Iterable[Picture], *, on_error: str = "raise") -> Iterator[Any]:
-        """Detect in pictures as they come, a batch at a time: for more of them than fit in memory.
+        """Detect batch by batch while iterating: for more images than fit in memory.
 
         Args:
-            pictures: of the kinds that a call takes.
-            on_error: what becomes of a picture that cannot be read: ``"raise"``, or ``"return"`` to get its DataError
-                in its place and go on.
+            pictures: images, as in a call.
+            on_error: what to do if an image cannot be read: ``"raise"``, or ``"return"``: its result is the DataError,
+                and the iteration continues.
+
+        Yields:
+            For each image its detections.
 
         Raises:
-            DataError, TypeError, ValueError: as when called, at the batch that has the picture.
+            DataError, TypeError, ValueError: as in a call, when the batch with the image is reached.
         """
         if on_error not in ("raise", "return"):
             raise ValueError(f"on_error: expected 'raise' or 'return', got {on_error!r}")
-        if isinstance(pictures, str):  # an iterable of letters
-            raise TypeError(f"pictures: expected an iterable of pictures, got one path, {pictures!r}")
+        if isinstance(pictures, str):  # iterable, but over its letters
+            raise TypeError(f"pictures: expected an iterable of images, got one path, {pictures!r}")
         try:
             iterator = iter(pictures)
         except TypeError:
-            read_picture(pictures)  # type: ignore[arg-type]  # says what it should be
+            read_picture(pictures, "pictures")  # type: ignore[arg-type]  # raises an error with what is expected
             raise
         start = 0
         while batch := list(itertools.islice(iterator, self.batch_size)):
-            names = [f"pictures[{start + place}]" for place in range(len(batch))]
+            names = [f"pictures[{start + index}]" for index in range(len(batch))]
             yield from self._detect(batch, names, on_error == "return")
             start += len(batch)
 
@@ -163,19 +166,19 @@ class Detector:
 
             unreadable = (DataError,)
         results: list[Any] = []
-        read = []  # place, pixels, size
-        for place, (picture, name) in enumerate(zip(pictures, names, strict=True)):
+        read = []  # index, pixels, size
+        for index, (picture, name) in enumerate(zip(pictures, names, strict=True)):
             try:
                 image = read_picture(picture, name)
-                read.append((place, resize_image(image, self.image_size), image.shape[:2]))
+                read.append((index, resize_image(image, self.image_size), image.shape[:2]))
                 results.append(None)
             except unreadable as error:
                 results.append(error)
         if read:
             found = self.network(np.stack([pixels for _, pixels, _ in read]), self.limits)
             rows = zip(read, found.boxes, found.scores, found.labels, found.counts, strict=True)
-            for (place, _, size), boxes, scores, labels, count in rows:
-                results[place] = self._named(pictures[place], size, boxes[:count], scores[:count], labels[:count])
+            for (index, _, size), boxes, scores, labels, count in rows:
+                results[index] = self._named(pictures[index], size, boxes[:count], scores[:count], labels[:count])
         return results
 
     def _named(
@@ -189,7 +192,7 @@ class Detector:
         height, width = size
         pixels = boxes * np.array([width, height, width, height], np.float32)
         names = tuple(self.class_names[label - 1] for label in labels)
-        # Copies, so that who keeps a few boxes does not keep the places of all.
+        # Copies, so that a caller who keeps a few boxes does not keep the memory of the whole batch.
         return NamedDetections(pixels, scores.copy(), labels.copy(), names, (height, width), picture)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -204,7 +207,7 @@ def _open(path: Path, options: dict[str, Any]) -> Detector:
 
 
 def _check_stricter(limits: Limits, inside: Limits) -> None:
-    """Raise where NMS inside the file has made impossible what is asked for."""
+    """Raise ValueError if `limits` ask for boxes that the NMS inside the file has already deleted."""
     if limits.iou_threshold != inside.iou_threshold:
         raise ValueError(f"iou_threshold: {inside.iou_threshold} is inside the file, got {limits.iou_threshold}")
     if limits.score_threshold < inside.score_threshold:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writes files completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fastssd._files import replacing, seal_onnx, write_file
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[str]]:
-    """A text file to write, which takes its place when all is in it; after an error the one before stays."""
+    """A text file to write. It replaces `path` at the end; after an error the old file is kept."""
     with replacing(path) as binary:
         text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
         yield text
-        text.detach()  # flushes; the file is not this wrapper's to close
+        text.detach()  # flushes, without closing the file
 
 
 def seal(path: str | os.PathLike[str]) -> None:
-    """Write the checksum of an exported ONNX file anew, after it was changed on purpose (simplified, quantised).
+    """Update the checksum of an exported ONNX file that was changed on purpose (simplified, quantised).
 
     Raises:
         OSError: it cannot be read or written.
-        ValueError: its metadata has no place for the checksum; fastssd did not export it, or the tool left it out.
+        ValueError: its metadata has no checksum: fastssd did not export it, or a tool removed it.
     """
     with open(path, "rb") as file:
         content = file.read()
@@ -38,10 +38,10 @@ def seal(path: str | os.PathLike[str]) -> None:
 
 
 def write_list(file: IO[str], items: Iterable[str], indent: str = "") -> None:
-    """A JSON list of these JSON texts, one a line, never held together."""
+    """Write a JSON list of these JSON texts, one per line, without holding all of them in memory."""
     file.write("[")
-    between = f"\n{indent}  "
+    separator = f"\n{indent}  "
     for item in items:
-        file.write(between + item)
-        between = f",\n{indent}  "
-    file.write("]" if between[0] == "\n" else f"\n{indent}]")
+        file.write(separator + item)
+        separator = f",\n{indent}  "
+    file.write("]" if separator[0] == "\n" else f"\n{indent}]")

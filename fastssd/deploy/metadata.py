@@ -1,4 +1,4 @@
-"""What an exported file says of itself: all that is needed to detect with it, in the metadata of the ONNX model."""
+"""The metadata of an exported ONNX model: everything that is needed to detect with it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Limits:
-    """What is detected, as in :func:`fastssd.ops.postprocess_detections`.
+    """The thresholds and limits of :func:`fastssd.ops.postprocess_detections`.
 
     Raises:
-        ValueError: a number is out of range, or none.
+        ValueError: a value is out of range or not a number.
     """
 
     score_threshold: Fraction
@@ -37,11 +37,11 @@ class Limits:
 
     @classmethod
     def of_preset(cls, preset: Mapping[str, Any]) -> Limits:
-        """Those of a preset, with the score threshold of :func:`fastssd.detection.detect`."""
+        """The limits of a preset, with the score threshold of :func:`fastssd.detection.detect`."""
         return cls(0.3, preset["nms_threshold"], preset["topk"], preset["max_detections"])
 
     def changed(self, **given: float | None) -> Limits:
-        """With those that are given and not None."""
+        """These limits with the values that are given and not None."""
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return replace(self, **chosen)
 
@@ -52,12 +52,11 @@ class NetworkInfo:
 
     Attributes:
         class_names: name of class 1, 2, ...
-        preset: of :class:`fastssd.detection.Preset`, plain values: image_size, variances, activation, mean, std, ...;
-            checked as one.
-        anchors: float32 [A, 4] xyxy, fractions of the picture.
-        limits: what is detected unless something else is asked for.
-        nms: whether the network gives detections, not logits and deltas.
-        version: of the fastssd that wrote the file.
+        preset: the fields of :class:`fastssd.detection.Preset` as plain values: image_size, variances, activation, ...
+        anchors: float32 [A, 4] xyxy, fractions of the image.
+        limits: the default thresholds and limits.
+        nms: whether the outputs are detections (True) or logits and deltas.
+        version: version of fastssd that wrote the file.
     """
 
     class_names: ClassNames
@@ -73,7 +72,7 @@ class NetworkInfo:
     def check_preset(self) -> None:
         """
         Raises:
-            ValueError: the preset is not whole or out of range, or the anchors are not as many as it has.
+            ValueError: the preset is incomplete or out of range, or the number of anchors is not that of the preset.
         """
         preset = Preset.from_dict(self.preset)
         count = sum(r * c * k for (r, c), k in zip(preset.grid_sizes, preset.anchors_per_cell, strict=True))
@@ -87,7 +86,7 @@ class NetworkInfo:
         return int(self.preset["image_size"])
 
     def to_metadata(self) -> dict[str, str]:
-        """Keys and values for the ONNX file; the anchors exactly, as base64 of little-endian float32."""
+        """Keys and values for the ONNX file. The anchors are stored exactly, as base64 of little-endian float32."""
         document = {
             "format": FORMAT,
             "version": self.version,
@@ -105,25 +104,25 @@ class NetworkInfo:
         """The inverse of :meth:`to_metadata`.
 
         Args:
-            sealed: whether the checksum of the file was found, and is right.
+            sealed: whether the file has a checksum, and it is right.
 
         Raises:
             ValueError: an entry is missing, of another type or out of range, or the format is another.
-            DamagedFileError: the checksum that it must have is missing.
+            DamagedFileError: the file has no checksum, but should have one.
         """
         if KEY not in metadata:
-            raise ValueError("fastssd did not export it")
+            raise ValueError("it was not exported by fastssd")
         document = read_json(metadata[KEY])
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             stated = document.get("format") if isinstance(document, dict) else None
-            raise ValueError(f"format {stated!r}, this version of fastssd reads {FORMAT}")
+            raise ValueError(f"format: expected {FORMAT}, which this version of fastssd reads, got {stated!r}")
         if "checksum" in document and not sealed:
             raise DamagedFileError("its checksum is missing: it is damaged, or was changed by a program that drops it")
         if ANCHORS_KEY not in metadata:
             raise ValueError(f"{ANCHORS_KEY}: missing")
         content = base64.b64decode(metadata[ANCHORS_KEY], validate=True)
         if len(content) % 16:
-            raise ValueError(f"{ANCHORS_KEY}: {len(content)} bytes are no float32 [A, 4]")
+            raise ValueError(f"{ANCHORS_KEY}: {len(content)} bytes are not an array of float32 [A, 4]")
         given = {
             name: document[name] for name in ("class_names", "preset", "limits", "nms", "version") if name in document
         }

@@ -1,4 +1,4 @@
-"""The networks that a :class:`Detector` runs: an ONNX file by onnxruntime, a checkpoint by torch."""
+"""The networks that a :class:`Detector` runs: an ONNX file in onnxruntime, a checkpoint in torch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from fastssd.ops import Detections, postprocess_detections
 Provider = str | tuple[str, dict[str, Any]]
 CPU = ("CPUExecutionProvider",)
 
-_ZIP = b"PK\x03\x04"  # how a checkpoint begins
-_IR_VERSION = b"\x08"  # the key of its first field, with which an ONNX file begins
+_ZIP = b"PK\x03\x04"  # first bytes of a checkpoint
+_IR_VERSION = b"\x08"  # first byte of an ONNX file: the key of its first field
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether the file is for torch, not for onnxruntime.
+    """Whether the file is a checkpoint (True) or an ONNX file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is for neither of them.
+        ValueError: it is neither.
     """
     with open(path, "rb") as file:
         start = file.read(len(_ZIP))
@@ -39,7 +39,7 @@ class Network(Protocol):
     info: NetworkInfo
 
     def __call__(self, pixels: NDArray[np.uint8], limits: Limits) -> Detections:
-        """Boxes as fractions of the picture, of pictures uint8 [B, S, S, 3] in RGB."""
+        """Detections with boxes as fractions of the image, in images uint8 [B, S, S, 3] in RGB."""
         ...
 
 
@@ -68,12 +68,12 @@ class OnnxNetwork:
         with open(path, "rb") as file:
             content = file.read()
         sealed = check_onnx(content, path)
-        try:  # of the bytes that were verified, not of a file that may be another by now
+        try:  # from the bytes that were verified: the file may have changed meanwhile
             self.session = onnxruntime.InferenceSession(content, options, providers=list(providers or CPU))
         except Exception as error:  # onnxruntime has a class for each of its status codes
             raise ValueError(f"{os.fspath(path)} is damaged or not an ONNX file: {error}") from error
         del content
-        _check_providers(names, self.session.get_providers(), "in use, for the others failed to start")
+        _check_providers(names, self.session.get_providers(), "in use; the others failed to start")
         try:
             self.info = NetworkInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map, sealed)
             self._check_shapes()
@@ -82,17 +82,17 @@ class OnnxNetwork:
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)} is not a detector of fastssd: {error}") from error
         if not sealed:
-            warn_unverified(path, "it was exported before files had a checksum; exported anew it has one")
+            warn_unverified(path, "it was exported before files had a checksum; export it again to get one")
 
     def _check_shapes(self) -> None:
-        """Raise where inputs and outputs are not those that the metadata describes; the batch may be anything."""
-        info, places = self.info, len(self.info.anchors)
+        """Raise ValueError if inputs or outputs have other shapes than the metadata says, except for the batch."""
+        info, num_anchors = self.info, len(self.info.anchors)
         expected: dict[str, list[int]] = {"images": [3, info.image_size, info.image_size]}
         if info.nms:
-            most = min(info.limits.max_detections, places * len(info.class_names))
+            most = min(info.limits.max_detections, num_anchors * len(info.class_names))
             expected |= {"boxes": [most, 4], "scores": [most], "labels": [most], "counts": []}
         else:
-            expected |= {"logits": [places, len(info.class_names) + 1], "deltas": [places, 4]}
+            expected |= {"logits": [num_anchors, len(info.class_names) + 1], "deltas": [num_anchors, 4]}
         found = {value.name: value.shape[1:] for value in (*self.session.get_inputs(), *self.session.get_outputs())}
         if found != expected:
             raise ValueError(f"its metadata describes {expected}, the network has {found}")
@@ -104,17 +104,17 @@ class OnnxNetwork:
             return postprocess(logits, deltas, self.info, limits)
         boxes, scores, labels, counts = outputs
         if not ((labels >= -1) & (labels <= len(self.info.class_names))).all():
-            raise ValueError(f"the network gives labels beyond its {len(self.info.class_names)} classes")
-        # A box never depends on one with a lower score: a higher threshold, or fewer boxes, leave the first ones.
+            raise ValueError(f"the network has returned labels outside of its {len(self.info.class_names)} classes")
+        # NMS of a box never depends on boxes with a lower score, so stricter limits keep the first boxes.
         counts = np.minimum((scores.astype(np.float64) > limits.score_threshold).sum(1), limits.max_detections)
         return Detections(boxes, scores, labels, None, counts)
 
 
 def _check_providers(wanted: Sequence[str], present: Sequence[str], what: str) -> None:
-    """Raise where onnxruntime would go on with another one and say so in a log at most."""
+    """Raise ValueError if a provider is missing: onnxruntime would use another one, with no more than a log message."""
     for name in wanted:
         if name not in present:
-            raise ValueError(f"providers: {name!r} is not among those {what}: {', '.join(present)}")
+            raise ValueError(f"providers: expected some of those {what} ({', '.join(present)}), got {name!r}")
 
 
 class CheckpointNetwork:
@@ -123,7 +123,7 @@ class CheckpointNetwork:
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: torch is missing.
-        CheckpointError: the file is damaged or foreign.
+        CheckpointError: the file is damaged or of another program.
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None, device: str | None = None) -> None:
@@ -131,10 +131,10 @@ class CheckpointNetwork:
         from fastssd.training import load_checkpoint
 
         self.device = device or "cpu"
-        self.model, made = load_checkpoint(path, self.device)
+        self.model, checkpoint = load_checkpoint(path, self.device)
         anchors = self.model.anchors.cpu().numpy()
-        preset = made.preset.to_dict()
-        self.info = NetworkInfo(made.class_names, preset, anchors, Limits.of_preset(preset), False, version())
+        preset = checkpoint.preset.to_dict()
+        self.info = NetworkInfo(checkpoint.class_names, preset, anchors, Limits.of_preset(preset), False, version())
         if threads is not None:
             import torch
 
@@ -151,7 +151,8 @@ class CheckpointNetwork:
 
 
 def to_input(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 [B, S, S, 3] to float32 [B, 3, S, S] in [0, 1]: as the torch one, bit for bit."""
+    """uint8 [B, S, S, 3] to float32 [B, 3, S, S] in [0, 1]; bit for bit as
+    :func:`fastssd.detection.preprocess.to_input` does it with torch."""
     return np.divide(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), np.float32(255), dtype=np.float32)
 
 

@@ -20,7 +20,7 @@ from fastssd.deploy.metadata import Limits, NetworkInfo
 try:
     import onnx
     import onnxruntime
-    import onnxscript  # noqa: F401  torch's exporter writes with it
+    import onnxscript  # noqa: F401  torch's exporter needs it
     import torch
 
     from fastssd.deploy.onnx_nms import OPSET, append_graph, postprocess_graph
@@ -30,7 +30,7 @@ except ModuleNotFoundError as error:
         f"exporting needs {error.name}; install it with: pip install 'fastssd[export]'", name=error.name
     ) from error
 
-IR_VERSION = 8  # the one that came with opset 18; runtimes of 2023 read it
+IR_VERSION = 8  # that of opset 18; onnxruntime can read it since 2023
 TOLERANCE = 1e-4  # of the exported outputs, relative and absolute
 
 
@@ -40,9 +40,9 @@ class Exported:
 
     Attributes:
         path: of the file.
-        size: bytes.
-        inputs, outputs: name and shape of each; the batch is ``"batch"``.
-        difference: the largest one between the logits and deltas of torch and of onnxruntime, on random pictures.
+        size: of the file, bytes.
+        inputs, outputs: name and shape of each; the first dimension is ``"batch"``.
+        difference: largest difference between logits and deltas of torch and of onnxruntime, on random images.
     """
 
     path: str
@@ -63,26 +63,26 @@ def export_onnx(
     topk: int | None = None,
     max_detections: int | None = None,
 ) -> Exported:
-    """Write `model` as an ONNX file, after comparing what it computes with torch.
+    """Write `model` as an ONNX file, after comparing its outputs with those of torch.
 
     The input is ``images``, float32 [batch, 3, S, S], RGB in [0, 1]; the normalisation is inside. The outputs are
     ``logits`` [batch, A, C] and ``deltas`` [batch, A, 4], or with `nms` those of
     :func:`fastssd.ops.postprocess_detections`, computed by standard operators: ``boxes`` [batch, K, 4] as fractions of
-    the picture, ``scores``, ``labels`` and ``counts``. What else is needed is in the metadata (docs/deploy.md).
+    the image, ``scores``, ``labels`` and ``counts``. The metadata holds what else is needed (docs/deploy.md).
 
     Args:
-        model: on any device, in any mode; it is left as it is.
-        path: written whole or not at all.
-        class_names: name of class 1, 2, ...; default the model's own.
-        nms: detections, not logits and deltas.
-        score_threshold, iou_threshold, topk, max_detections: as in :func:`fastssd.ops.postprocess_detections`; default
-            0.3 and what the model's preset says. With `nms` they are a part of the graph, else what a
-            :class:`~fastssd.deploy.Detector` takes unless it is told otherwise.
+        model: on any device, in any mode; it is not changed.
+        path: the file to write, completely or not at all.
+        class_names: name of class 1, 2, ...; default: those of the model.
+        nms: whether the outputs are detections (True) or logits and deltas.
+        score_threshold, iou_threshold, topk, max_detections: as in :func:`fastssd.ops.postprocess_detections`; default:
+            0.3 and those of the model's preset. With `nms` they are part of the graph; else they are the defaults of
+            :class:`~fastssd.deploy.Detector` for this file.
 
     Raises:
         ValueError: names that do not fit the model, or a limit out of range.
-        OSError: the file cannot be written; names it and why.
-        RuntimeError: onnxruntime's outputs are not torch's.
+        OSError: the file cannot be written; the message names it and the reason.
+        RuntimeError: the outputs of onnxruntime differ from those of torch.
     """
     names = tuple(model.class_names if class_names is None else class_names)
     if len(names) != model.num_classes:
@@ -91,7 +91,7 @@ def export_onnx(
     limits = Limits.of_preset(preset).changed(
         score_threshold=score_threshold, iou_threshold=iou_threshold, topk=topk, max_detections=max_detections
     )
-    # An exported file runs where whoever exports it decides, so it is made where every machine can make it.
+    # On the CPU, which every machine has. Where the exported file runs does not depend on it.
     network = copy.deepcopy(model).cpu().float().eval()
     info = NetworkInfo(names, preset, network.anchors.numpy(), limits, nms=False, version=version())
     exported = _heads(network)
@@ -122,13 +122,13 @@ def _heads(network: SSD) -> onnx.ModelProto:
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # it is for the old exporter
+    assert program is not None  # only the old exporter returns None
     return program.model_proto
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress, its advice, and its regret that torchvision is not installed."""
+    """Hide the exporter's progress, its advice, and its warning that torchvision is not installed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -141,7 +141,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _describe(exported: onnx.ModelProto, info: NetworkInfo) -> None:
-    """Say what the file is; what the exporter noted about this machine (stack traces, paths) goes."""
+    """Set the metadata, and delete what the exporter wrote about this machine (stack traces, paths)."""
     exported.ir_version = IR_VERSION
     exported.producer_name, exported.producer_version = "fastssd", info.version
     exported.doc_string = f"SSD detector for {', '.join(info.class_names)}"
@@ -163,7 +163,7 @@ def _compare(network: SSD, exported: onnx.ModelProto) -> float:
     for name, ours, theirs in zip(("logits", "deltas"), found, expected, strict=True):
         if not np.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE):
             raise RuntimeError(
-                f"the exported {name} differ from torch's by {np.abs(ours - theirs).max():.3g}; nothing is written"
+                f"the exported {name} differ from torch's by {np.abs(ours - theirs).max():.3g}; no file was written"
             )
     return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(found, expected, strict=True))
 

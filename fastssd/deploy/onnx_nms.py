@@ -15,9 +15,9 @@ from fastssd.deploy.metadata import NetworkInfo
 
 OPSET = 18
 
-# B pictures, A anchors, N = C - 1 classes, K detections a picture. Candidates are thinned to the topk of each class
-# before NMS, and what NMS leaves is laid back into [B, N, A], where TopK's order is ours: falling score, then class,
-# then anchor. NonMaxSuppression wants y1, x1, y2, x2, but an IoU is the same with the axes changed.
+# B images, A anchors, N = C - 1 classes, K detections per image. Only the topk candidates of each class enter NMS. The
+# scores that NMS keeps are scattered back to [B, N, A], because TopK over it gives our order: descending score, then
+# class, then anchor. NonMaxSuppression expects y1, x1, y2, x2, but an IoU is the same with the axes swapped.
 _GRAPH = """
 postprocess (float[batch, {A}, {C}] logits, float[batch, {A}, 4] deltas)
     => (float[batch, {K}, 4] boxes, float[batch, {K}] scores, int64[batch, {K}] labels, int64[batch] counts)
@@ -76,14 +76,14 @@ _ACTIVATIONS = {"softmax": "Softmax <axis = -1>", "sigmoid": "Sigmoid", "none": 
 
 
 def postprocess_graph(info: NetworkInfo) -> onnx.GraphProto:
-    """From logits and deltas to detections padded to K.
+    """The graph from logits and deltas to detections padded to K.
 
-    K is ``max_detections``, or the number of pairs of anchor and class where there are fewer.
+    K is ``max_detections``, or the number of pairs of anchor and class if that is smaller.
     """
     limits, classes, anchors = info.limits, len(info.class_names), len(info.anchors)
-    places = min(limits.max_detections, classes * anchors)
+    most = min(limits.max_detections, classes * anchors)  # K
     topk = min(limits.topk, anchors)
-    text = _GRAPH.format(A=anchors, C=classes + 1, K=places, activation=_ACTIVATIONS[info.preset["activation"]])
+    text = _GRAPH.format(A=anchors, C=classes + 1, K=most, activation=_ACTIVATIONS[info.preset["activation"]])
     graph = onnx.parser.parse_graph(text)
     center_variance, size_variance = info.preset["variances"]
     constants: dict[str, Any] = {
@@ -103,8 +103,8 @@ def postprocess_graph(info: NetworkInfo) -> onnx.GraphProto:
         "anchors": np.array(anchors),
         "row_shape": np.array([0, classes * anchors]),
         "topk": np.array([topk]),
-        "most": np.array([places]),
-        "most_of_a_class": np.array([min(topk, places)]),  # more of one class are never among the best of all
+        "most": np.array([most]),
+        "most_of_a_class": np.array([min(topk, most)]),  # more than K of one class cannot be among the best K
     }
     for name, value in constants.items():
         graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
@@ -112,13 +112,13 @@ def postprocess_graph(info: NetworkInfo) -> onnx.GraphProto:
 
 
 def at_most(threshold: float) -> np.float32:
-    """The largest float32 that is not over `threshold`: a float32 is greater than the one iff than the other."""
+    """The largest float32 that is at most `threshold`: a float32 is greater than either of them or of none."""
     nearest = np.float32(threshold)
     return nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf))
 
 
 def append_graph(model: onnx.ModelProto, graph: onnx.GraphProto) -> None:
-    """Let `graph` go on where `model` ends: its inputs have the names of the model's outputs."""
+    """Append `graph` to `model`. The inputs of `graph` have the names of the model's outputs."""
     public = {value.name for value in (*graph.input, *graph.output)}
 
     def inner(names: Iterable[str]) -> list[str]:

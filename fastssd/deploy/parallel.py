@@ -1,4 +1,4 @@
-"""Work on a few pieces at once, and the results in order."""
+"""Runs a function on several items at once and returns the results in order."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ R = TypeVar("R")
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Generator[R, None, None]:
-    """As ``map``, by `workers` threads. Of the items only as many are taken as there are threads, and one that waits.
+    """Like ``map``, in `workers` threads. At most ``workers + 1`` items are taken ahead of the results.
 
     Raises:
-        Exception: what the function raises, in its place.
+        Exception: what the function raises, when its result is reached.
     """
     pool = ThreadPoolExecutor(workers)
     waiting: deque[Future[R]] = deque()

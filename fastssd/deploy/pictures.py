@@ -1,4 +1,4 @@
-"""A picture as an application has it, as pixels."""
+"""Reads the kinds of images that a :class:`Detector` accepts."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _CONTENTS = (bytes, bytearray, memoryview)
 
 
 def is_picture(value: object) -> bool:
-    """Whether `value` is one picture, not a batch of them."""
+    """Whether `value` is one image and not several."""
     if isinstance(value, np.ndarray):
         return value.ndim != 4
     return isinstance(value, (*_FILES, *_CONTENTS)) or _is_pillow(value)
 
 
 def read_picture(picture: Picture, name: str = "picture") -> NDArray[np.uint8]:
-    """uint8 [H, W, 3], RGB.
+    """An image as uint8 [H, W, 3], RGB.
 
     Args:
-        picture: a path or a file's content (turned upright as its EXIF says), a Pillow image or a uint8 array
-            [H, W, 3] in RGB (both as their pixels lie).
-        name: what errors call it; a path says its own.
+        picture: a path or the bytes of a file (both are rotated as EXIF says), a Pillow image or a uint8 array
+            [H, W, 3] in RGB (both are not rotated).
+        name: how errors call it; errors about a path name the path.
 
     Raises:
-        DataError: it cannot be read as a picture.
-        TypeError, ValueError: it is nothing like one, or an array of another shape or dtype.
+        DataError: it cannot be read as an image.
+        TypeError, ValueError: it is not an image, or an array of another shape or dtype.
     """
     if isinstance(picture, np.ndarray):
         check_image(picture, name)
@@ -52,7 +52,7 @@ def read_picture(picture: Picture, name: str = "picture") -> NDArray[np.uint8]:
     try:
         from fastssd.data.images import decode_image, read_image, rgb_image
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("pictures need Pillow; install it with: pip install 'fastssd[deploy]'") from error
+        raise ModuleNotFoundError("images need Pillow; install it with: pip install 'fastssd[deploy]'") from error
 
     if isinstance(picture, _FILES):
         return read_image(picture)
@@ -62,5 +62,5 @@ def read_picture(picture: Picture, name: str = "picture") -> NDArray[np.uint8]:
 
 
 def _is_pillow(value: object) -> bool:
-    pillow = sys.modules.get("PIL.Image")  # whoever has such an image has imported it
+    pillow = sys.modules.get("PIL.Image")  # a caller with a Pillow image has imported it
     return pillow is not None and isinstance(value, pillow.Image)

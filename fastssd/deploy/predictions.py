@@ -1,7 +1,7 @@
-"""The folder of results of ``fastssd predict``, which grows a batch at a time and can be gone on with.
+"""The folder of results of ``fastssd predict``. It grows batch by batch, so a run can be stopped and resumed.
 
-``predictions.jsonl`` has a line for every picture, in the order of the pictures; ``predictions.meta.json`` says what
-they were made with. The documents are made of the lines, never of what is in memory.
+``predictions.jsonl`` has a line for every image, in the order of the images. ``predictions.meta.json`` has the options
+of the run. The documents are made from the lines, so results need not be kept in memory.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from fastssd._files import writing
 from fastssd.deploy.files import whole_file, write_list
 
 FORMAT = 1
-FEW = 100  # results of so many pictures are soon made again
+FEW = 100  # results of up to this many images are replaced without asking
 
 Entry = Mapping[str, Any]
-"""A line: ``image`` with width, height, drawn and detections, or with the ``error`` that it could not be read for."""
+"""A line: ``image`` with width, height, drawn and detections; or with ``error`` if the image could not be read."""
 
 
 class Predictions:
-    """Opens a folder of results to write into it; one process at a time.
+    """Opens a folder of results for writing, by one process at a time.
 
     Args:
-        folder: is made where it is missing.
-        options: what results depend on, as plain JSON values; ``batch_size`` among them.
-        about: what else the meta file says.
-        resume: go on after the last batch that is there whole; where nothing is there, begin.
-        overwrite: begin anew, whatever is there. Without either, results of more than ``FEW`` pictures stay.
+        folder: made if it does not exist.
+        options: everything that results depend on, as plain JSON values, with ``batch_size``.
+        about: other entries of the meta file.
+        resume: continue after the last complete batch; without results, start.
+        overwrite: start again and replace all results. If both are False, only results of up to ``FEW`` images are
+            replaced.
 
     Attributes:
-        done: the pictures that have their line already, in the order of the lines.
+        done: the images that have a line already, in the order of the lines.
 
     Raises:
-        FileExistsError: there are results, and neither `resume` nor `overwrite`.
-        ValueError: the results to go on with were made with other options, or are no such results.
-        BlockingIOError: another process writes here.
+        FileExistsError: there are results of more than ``FEW`` images, and neither `resume` nor `overwrite`.
+        ValueError: the results to continue were made with other options, or the files are of another program.
+        BlockingIOError: another process is writing into the folder.
     """
 
     def __init__(
@@ -63,13 +64,13 @@ class Predictions:
             self._file.seek(0)
             if resume and self.path.stat().st_size:
                 self._compare(options)
-                self._take_up(options["batch_size"])
+                self._keep_whole_batches(options["batch_size"])
                 return
             lines = sum(1 for _ in islice(self._file, FEW + 1))
             if lines > FEW and not overwrite:
                 raise FileExistsError(
-                    f"{folder} holds the predictions of more than {FEW} pictures; go on with them (--resume), "
-                    "replace them (--overwrite), or choose another folder (--out)"
+                    f"{folder} has predictions of more than {FEW} images; continue them (--resume), replace them "
+                    "(--overwrite), or choose another folder (--out)"
                 )
             self._file.truncate(0)
             with whole_file(self.meta) as file:
@@ -79,10 +80,11 @@ class Predictions:
             raise
 
     def write(self, entries: Iterable[Entry]) -> None:
-        """Append the lines of a batch, at once.
+        """Append the lines of a batch.
 
         Raises:
-            OSError: they cannot be written; names the file and why. What was there, `resume` goes on with.
+            OSError: they cannot be written; the message names the file and the reason. `resume` continues after the
+                batches that were written before.
         """
         lines = b"".join(json.dumps(entry, allow_nan=False).encode() + b"\n" for entry in entries)
         with writing(self.path):
@@ -90,15 +92,15 @@ class Predictions:
             self._file.flush()
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """All lines, also those of before."""
+        """All lines, those of earlier runs included."""
         with open(self.path, "rb") as file:
             yield from map(json.loads, file)
 
     def write_document(self, path: Path, about: Mapping[str, Any]) -> tuple[int, int]:
-        """Write one JSON document of all: what is `about`, then ``images``, then ``failed``.
+        """Write all lines as one JSON document: the entries of `about`, then ``images``, then ``failed``.
 
         Returns:
-            How many pictures there are, and how many of them could not be read.
+            The number of images, and the number of those that could not be read.
         """
         counts = [0, 0]
 
@@ -118,7 +120,7 @@ class Predictions:
         return sum(counts), counts[True]
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # what a full disk did not take: write() has said so
+        with contextlib.suppress(OSError):  # the disk is full: write() has raised it already
             self._file.close()
 
     def __enter__(self) -> Predictions:
@@ -128,33 +130,39 @@ class Predictions:
         self.close()
 
     def _compare(self, options: Mapping[str, Any]) -> None:
+        """Raise ValueError if the results in the folder were made with other options."""
         try:
             meta = read_json(self.meta.read_bytes())
             before: dict[str, Any] | None = dict(meta["options"]) if meta["format"] == FORMAT else None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.meta}: does not say what {self.path} was made with ({error})") from None
+            raise ValueError(f"{self.meta}: does not have the options of {self.path} ({error})") from None
         if before is None:
-            raise ValueError(f"{self.meta}: format {meta['format']}, this version of fastssd reads {FORMAT}")
+            raise ValueError(
+                f"{self.meta}: format: expected {FORMAT}, which this version of fastssd reads, got {meta['format']}"
+            )
         different = [
-            f"{name} {before.get(name)!r} there, {options.get(name)!r} now"
+            f"{name} was {before.get(name)!r}, is {options.get(name)!r}"
             for name in {**before, **options}
             if before.get(name) != options.get(name)
         ]
         if different:
             raise ValueError(f"{self.folder} was made with other options and cannot be resumed: {'; '.join(different)}")
 
-    def _take_up(self, batch_size: int) -> None:
-        """Note what is done and cut off what comes after the last whole batch: a batch is done again or not at all, so
-        that the pictures that go through the network together are those of a run never stopped."""
+    def _keep_whole_batches(self, batch_size: int) -> None:
+        """Read which images are done, and cut off the lines after the last complete batch.
+
+        An incomplete batch is done again, so that the same images go through the network together as in a run that was
+        never stopped.
+        """
         end, whole = 0, 0
         batch: list[str] = []
         for number, line in enumerate(self._file, 1):
-            if not line.endswith(b"\n"):  # it was being written
+            if not line.endswith(b"\n"):  # incomplete: the run ended while writing it
                 break
             try:
                 batch.append(os.fspath(read_json(line)["image"]))
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{self.path}:{number}: is no prediction; nothing can be added to it") from None
+                raise ValueError(f"{self.path}:{number}: not a line of fastssd predict; cannot resume") from None
             end += len(line)
             if len(batch) == batch_size:
                 self.done += batch

@@ -1,4 +1,4 @@
-"""What was found in a picture, with names."""
+"""What was found in an image, with names."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ class NamedBox(NamedTuple):
     name: str
     score: float
     box: tuple[float, float, float, float]
-    """x1, y1, x2, y2 in pixels of the picture."""
+    """x1, y1, x2, y2 in pixels of the image."""
 
 
-_SHOWN = 5  # boxes that the text of a result names
+_SHOWN = 5  # boxes in the repr of a result
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NamedDetections:
-    """What was found in one picture, by falling score; going over it gives a :class:`NamedBox` for each.
+    """What was found in one image, by descending score; iterating over it gives a :class:`NamedBox` for each box.
 
     Attributes:
-        boxes: float32 [N, 4] xyxy, pixels of the picture, inside it.
+        boxes: float32 [N, 4] xyxy, pixels of the image, clipped to it.
         scores: float32 [N] in (0, 1].
         labels: int64 [N], 1-based index into the detector's class names.
-        names: [N], the class of each.
-        size: (height, width) of the picture.
-        picture: what the detector was given.
+        names: N class names.
+        size: (height, width) of the image.
+        picture: the image as it was given to the detector.
     """
 
     boxes: NDArray[np.float32]
@@ -66,7 +66,7 @@ class NamedDetections:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: ``width``, ``height`` and ``detections``, each with class, label, score and box.
 
-        Numbers are those of the arrays exactly: what is read back as float32 is the same.
+        The numbers are exact: read back as float32 they are the same.
         """
         height, width = self.size
         found = zip(self.names, self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
@@ -79,9 +79,9 @@ class NamedDetections:
         }
 
     def draw(self, *, min_size: int = 0) -> Image.Image:
-        """A copy of the picture with these boxes on it, tagged with name and score (extra ``viz``).
+        """A copy of the image with these boxes on it, tagged with name and score (extra ``viz``).
 
-        A picture that was given by its path is read again.
+        An image that was given by its path is read again.
 
         Args:
             min_size: as in :func:`fastssd.explain.draw.draw_detections`.

@@ -1,7 +1,7 @@
 """Anchors that fit a data set: scales and ratios that cover its ground truth best.
 
-It is cheap, because among anchors of one shape the one whose cell is nearest overlaps a box most: intersection shrinks
-with each step away, in x and in y. So a shape costs one IoU a ground truth, not one for each of its cells.
+This is cheap. Among anchors of one shape, the one in the nearest cell overlaps a box most: the intersection shrinks
+with each step away, in x and in y. So each shape costs one IoU per ground-truth box, not one for each cell.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from fastssd.detection.coverage import flat_ground_truth
 from fastssd.detection.models import Preset
 from fastssd.ops import box_iou, paired_box_iou
 
-STEPS = (1.6, 1.25, 1.1, 1.04, 1.015)  # factors by which a scale or ratio is tried larger and smaller, coarse to fine
+STEPS = (1.6, 1.25, 1.1, 1.04, 1.015)  # factors by which a scale or ratio is enlarged and reduced, coarse to fine
 LARGEST_RATIO = 6.0
-LEAST_CELLS, MOST_CELLS = 1.5, 4.0  # of a scale: between smaller anchors there are gaps, and a map sees little further
+# Limits of a scale, in cells of its level: smaller anchors leave gaps, and a cell sees too little of a larger one.
+LEAST_CELLS, MOST_CELLS = 1.5, 4.0
 CLUSTER_ROUNDS = 50
 
 
@@ -29,37 +30,38 @@ def fit_anchors(
 ) -> Preset:
     """`preset` with scales and ratios that cover this data set; the network keeps its shape.
 
-    The sizes are clustered under the distance 1 - IoU and handed to the levels by size; then each scale and ratio is
-    moved while the mean best IoU grows. Every class weighs the same, so that a rare one is covered too. The same data
-    give the same anchors.
+    First the box sizes are clustered with the distance 1 - IoU, and the clusters are given to the levels by size. Then
+    each scale and ratio is changed as long as the mean best IoU grows. Every class has the same weight, so that a rare
+    one is covered too. The same data give the same anchors.
 
     A scale is 1.5 to 4 cells of its level. Larger anchors on a fine level would raise the IoU further, but there are
-    many of them, and their cells see too little of the object that they stand for.
+    many of them, and their cells see too little of the object.
 
     Args:
-        preset: grids, and anchors a cell, which stay as they are.
-        gt_boxes: for each picture [G_i, 4] xyxy, fractions of the picture.
-        gt_labels: for each picture [G_i].
+        preset: where to start; its grids and its number of anchors per cell are kept.
+        gt_boxes: for each image [G_i, 4] xyxy, fractions of the image.
+        gt_labels: for each image [G_i].
 
     Raises:
-        TypeError, ValueError: no ground truth, or boxes that are no boxes.
+        TypeError, ValueError: no ground-truth box, or arrays of another shape.
 
     Source:
         Clustering: YOLO9000, arXiv:1612.08242, section 2, "Dimension Clusters".
     """
     boxes, labels = flat_ground_truth(gt_boxes, gt_labels)
     if not len(boxes):
-        raise ValueError("gt_boxes: expected at least one ground truth to fit anchors to")
+        raise ValueError("gt_boxes: expected at least one ground-truth box to fit anchors to, got none")
     weights = 1 / np.bincount(labels)[labels]
     weights /= weights.sum()
     sides = boxes[:, 2:] - boxes[:, :2]
-    starts = preset, _clustered(preset, sides, weights), _spread(preset, sides)  # ascent ends at a hill: several tries
+    # The ascent ends at a local maximum, so it starts from several places.
+    starts = preset, _clustered(preset, sides, weights), _spread(preset, sides)
     fits = [_refined(_bounded(start), boxes, weights) for start in starts]
     return max(fits, key=lambda fit: fit[0])[1]
 
 
 def _level_overlap(preset: Preset, level: int, boxes: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[G], the best IoU of each box with any anchor of the level."""
+    """The best IoU of each box with any anchor of the level: [G]."""
     rows, columns = preset.grid_sizes[level]
     cells = np.array([columns, rows])
     step = 1 / cells if preset.steps is None else np.full(2, preset.steps[level] / preset.image_size)
@@ -78,20 +80,16 @@ def _level_overlap(preset: Preset, level: int, boxes: NDArray[np.float32]) -> ND
 
 
 def _overlaps(preset: Preset, boxes: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[L, G]: see :func:`_level_overlap`."""
+    """:func:`_level_overlap` of each level: [L, G]."""
     return np.stack([_level_overlap(preset, level, boxes) for level in range(len(preset.grid_sizes))])
 
 
-def _quality(overlaps: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
-    return float(overlaps.max(0) @ weights)
-
-
 def _clustered(preset: Preset, sides: NDArray[np.float32], weights: NDArray[np.float64]) -> Preset:
-    """Clusters of (width, height), the smallest for the first level."""
+    """`preset` with the sizes and ratios of clusters of (width, height), the smallest for the first level."""
     counts = preset.anchors_per_cell
     order = np.argsort(sides.prod(1), kind="stable")
-    middles = (np.arange(sum(counts)) + 0.5) / sum(counts)  # quantiles of the size
-    picked = np.searchsorted(np.cumsum(weights[order]), middles).clip(max=len(order) - 1)
+    quantiles = (np.arange(sum(counts)) + 0.5) / sum(counts)  # of the box area
+    picked = np.searchsorted(np.cumsum(weights[order]), quantiles).clip(max=len(order) - 1)
     centers = sides[order[picked]].astype(np.float64)
     for _ in range(CLUSTER_ROUNDS):
         nearest = box_iou(_centered(sides), _centered(centers)).argmax(1)
@@ -112,7 +110,7 @@ def _clustered(preset: Preset, sides: NDArray[np.float32], weights: NDArray[np.f
 
 
 def _spread(preset: Preset, sides: NDArray[np.float32]) -> Preset:
-    """Scales in equal steps from a small box to a large one, with the ratios that the preset has."""
+    """`preset` with scales in geometric steps from a small box to a large one; its aspect ratios are kept."""
     size = np.sort(np.sqrt(sides.prod(1)))
     low, high = np.quantile(size, (0.02, 0.98))
     counts = [len(scales) for scales in preset.scales]
@@ -121,46 +119,52 @@ def _spread(preset: Preset, sides: NDArray[np.float32]) -> Preset:
 
 
 def _centered(sides: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Boxes of these sides around the origin: [N, 2] to [N, 4] xyxy."""
     return np.concatenate([-sides / 2, sides / 2], 1)
 
 
 def _refined(preset: Preset, boxes: NDArray[np.float32], weights: NDArray[np.float64]) -> tuple[float, Preset]:
-    """Coordinate ascent: each scale and ratio in turn a step larger or smaller, while the mean best IoU grows."""
+    """The mean best IoU and the preset that reaches it, by coordinate ascent.
+
+    Each scale and ratio in turn is made a step larger or smaller, as long as the mean best IoU grows.
+    """
     overlaps = _overlaps(preset, boxes)
-    quality = _quality(overlaps, weights)
+    quality = float(overlaps.max(0) @ weights)
     for step in STEPS:
         improved = True
         while improved:
             improved = False
             for level in range(len(preset.grid_sizes)):
                 others = np.delete(overlaps, level, 0).max(0, initial=0.0)
-                for name, place, low, high in _numbers(preset, level):
+                for name, index, low, high in _free_values(preset, level):
                     for factor in (step, 1 / step):
-                        moved = getattr(preset, name)[level][place] * factor
-                        if not low <= moved <= high:
+                        value = getattr(preset, name)[level][index] * factor
+                        if not low <= value <= high:
                             continue
-                        tried = _with(preset, name, level, place, moved)
-                        own = _level_overlap(tried, level, boxes)
-                        found = float(np.maximum(own, others) @ weights)
-                        if found > quality + 1e-6:
-                            preset, quality, overlaps[level], improved = tried, found, own, True
+                        tried = _with_value(preset, name, level, index, value)
+                        tried_overlap = _level_overlap(tried, level, boxes)
+                        tried_quality = float(np.maximum(tried_overlap, others) @ weights)
+                        if tried_quality > quality + 1e-6:
+                            preset, quality, overlaps[level], improved = tried, tried_quality, tried_overlap, True
     return quality, preset
 
 
-def _with(preset: Preset, name: str, level: int, place: int, value: float) -> Preset:
+def _with_value(preset: Preset, name: str, level: int, index: int, value: float) -> Preset:
     """`preset` with one number of its field `name` changed."""
     levels = list(getattr(preset, name))
-    levels[level] = (*levels[level][:place], value, *levels[level][place + 1 :])
+    levels[level] = (*levels[level][:index], value, *levels[level][index + 1 :])
     changed: dict[str, Any] = {name: tuple(levels)}
     return replace(preset, **changed)
 
 
 def _scale_range(preset: Preset, level: int) -> tuple[float, float]:
+    """The smallest and the largest scale of the level, as fractions of the image."""
     cells = min(preset.grid_sizes[level])
     return min(0.5, LEAST_CELLS / cells), min(1.5, MOST_CELLS / cells)
 
 
 def _bounded(preset: Preset) -> Preset:
+    """`preset` with its scales moved into :func:`_scale_range`."""
     ranges = [_scale_range(preset, level) for level in range(len(preset.scales))]
     scales = [
         tuple(min(max(scale, low), high) for scale in own)
@@ -169,8 +173,11 @@ def _bounded(preset: Preset) -> Preset:
     return replace(preset, scales=tuple(scales))
 
 
-def _numbers(preset: Preset, level: int) -> list[tuple[str, int, float, float]]:
-    """What may be moved in a level: (field, place, least, most). The first ratio stays, or nothing holds the scale."""
-    scales = [("scales", place, *_scale_range(preset, level)) for place in range(len(preset.scales[level]))]
+def _free_values(preset: Preset, level: int) -> list[tuple[str, int, float, float]]:
+    """The numbers of a level that may change: (field, index, least, most).
+
+    The first ratio is fixed, because every scale has an anchor of it.
+    """
+    scales = [("scales", index, *_scale_range(preset, level)) for index in range(len(preset.scales[level]))]
     ratios = range(1, len(preset.aspect_ratios[level]))
-    return scales + [("aspect_ratios", place, 1 / LARGEST_RATIO, LARGEST_RATIO) for place in ratios]
+    return scales + [("aspect_ratios", index, 1 / LARGEST_RATIO, LARGEST_RATIO) for index in ratios]

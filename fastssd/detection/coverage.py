@@ -1,7 +1,7 @@
 """How well anchors cover a data set.
 
-An object that no anchor resembles is learnt badly: the anchor it forces has little of it, and no other anchor reaches
-the threshold. So the measure is one number for each ground truth, the best IoU that any anchor has with it.
+An object that no anchor resembles is learnt badly: the anchor that it is forced on covers little of it, and no other
+anchor reaches the threshold. So the measure is one number per ground-truth box: its best IoU with any anchor.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from fastssd.data import DetectionDataset
 from fastssd.detection.models import Preset
 from fastssd.ops import box_iou, match_anchors
 
-SIZES = (0, 16, 32, 64, 128, 256, math.inf)  # pixels of the network's input, the rows of the table by size
+SIZES = (0, 16, 32, 64, 128, 256, math.inf)  # limits of the table's rows by size, pixels of the network's input
 
 
 @dataclass(frozen=True)
 class AnchorCoverage:
-    """What :func:`anchor_coverage` returns; one entry a ground truth but for `positives`.
+    """What :func:`anchor_coverage` returns, for G ground-truth boxes in B images.
 
     Attributes:
-        best_iou: float [G], the largest IoU of any anchor.
+        best_iou: float32 [G], the largest IoU with any anchor.
         labels: int64 [G].
-        sizes: float [G], the square root of the area, in pixels of the network's input.
-        positives: int64 [B], positive anchors of each picture by the SSD paper's matching.
+        sizes: float32 [G], the square root of the area, in pixels of the network's input.
+        positives: int64 [B], positive anchors of each image by the SSD paper's matching.
     """
 
     best_iou: NDArray[np.float32]
@@ -39,12 +39,13 @@ class AnchorCoverage:
     positives: NDArray[np.int64]
 
     def mean(self, chosen: NDArray[np.bool_] | None = None) -> float:
-        """The mean best IoU, of all or of the chosen ground truths; NaN where there is none."""
+        """The mean best IoU of all or of the `chosen` (bool [G]) boxes; NaN if there is none."""
         values = self.best_iou if chosen is None else self.best_iou[chosen]
         return float(values.mean(dtype=np.float64)) if len(values) else math.nan
 
     def missed(self, chosen: NDArray[np.bool_] | None = None, iou_threshold: float = 0.5) -> float:
-        """The share that no anchor reaches `iou_threshold` with, of all or of the chosen; NaN where there is none."""
+        """The share of boxes, of all or of the `chosen` (bool [G]), whose best IoU is under `iou_threshold`; NaN if
+        there is none."""
         values = self.best_iou if chosen is None else self.best_iou[chosen]
         return float((values < iou_threshold).mean()) if len(values) else math.nan
 
@@ -59,18 +60,18 @@ def anchor_coverage(
     """How well the anchors of `preset` cover the ground truth of a data set.
 
     Args:
-        preset: whose anchors.
-        gt_boxes: for each picture [G_i, 4] xyxy, fractions of the picture.
-        gt_labels: for each picture [G_i].
-        iou_threshold: from which an anchor is positive.
+        preset: has the anchors.
+        gt_boxes: for each image [G_i, 4] xyxy, fractions of the image.
+        gt_labels: for each image [G_i].
+        iou_threshold: from this IoU on an anchor is positive.
 
     Raises:
-        TypeError, ValueError: boxes that are no boxes, or lengths that differ.
+        TypeError, ValueError: arrays of another shape, or lengths that differ.
     """
     anchors = preset.anchors()
     boxes, labels = flat_ground_truth(gt_boxes, gt_labels)
     best = np.zeros(len(boxes), np.float32)
-    for start in range(0, len(boxes), 256):  # some at a time: all against all would be gigabytes
+    for start in range(0, len(boxes), 256):  # in pieces: the IoU matrix of all boxes would be gigabytes
         best[start : start + 256] = box_iou(boxes[start : start + 256], anchors).max(1)
     positives = [int((match_anchors(anchors, own, iou_threshold=iou_threshold).gt_idx >= 0).sum()) for own in gt_boxes]
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -78,24 +79,24 @@ def anchor_coverage(
 
 
 def ground_truth_of(dataset: DetectionDataset) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int64]]]:
-    """Boxes, as fractions of their picture, and labels of each picture; difficult ones are left out."""
+    """For each image its boxes [G_i, 4] xyxy, fractions of the image, and labels [G_i]; without difficult ones."""
     boxes: list[NDArray[np.float32]] = []
     labels: list[NDArray[np.int64]] = []
     for index in range(len(dataset)):
         sample = dataset[index]
-        learnt = ~sample.difficult
+        keep = ~sample.difficult
         height, width = sample.image.shape[:2]
         scale: NDArray[np.float32] = np.array([width, height, width, height], np.float32)
-        boxes.append(sample.boxes[learnt] / scale)
-        labels.append(sample.labels[learnt])
+        boxes.append(sample.boxes[keep] / scale)
+        labels.append(sample.labels[keep])
     return boxes, labels
 
 
 def coverage_table(coverage: AnchorCoverage, class_names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Coverage of all ground truths, of each class and of each range of sizes.
+    """Coverage of all ground-truth boxes, of each class and of each range of sizes.
 
     Returns:
-        ``{row: {"objects", "mean_best_iou", "share_under_0.5"}}``; what there is none of has no row.
+        ``{row: {"objects", "mean_best_iou", "share_under_0.5"}}``; without rows for classes and sizes that never occur.
     """
     chosen = {"all": np.ones(len(coverage.labels), bool)}
     chosen |= {name: coverage.labels == label for label, name in enumerate(class_names, 1)}
@@ -104,19 +105,19 @@ def coverage_table(coverage: AnchorCoverage, class_names: Sequence[str]) -> dict
         chosen[name] = (coverage.sizes >= low) & (coverage.sizes < high)
     return {
         name: {
-            "objects": int(own.sum()),
-            "mean_best_iou": coverage.mean(own),
-            "share_under_0.5": coverage.missed(own, 0.5),
+            "objects": int(mask.sum()),
+            "mean_best_iou": coverage.mean(mask),
+            "share_under_0.5": coverage.missed(mask, 0.5),
         }
-        for name, own in chosen.items()
-        if own.any()
+        for name, mask in chosen.items()
+        if mask.any()
     }
 
 
 def flat_ground_truth(
     gt_boxes: Sequence[NDArray[np.float32]], gt_labels: Sequence[NDArray[np.int64]]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The boxes [S, 4] and labels [S] of all pictures, end to end."""
+    """The boxes [S, 4] and labels [S] of all images, concatenated."""
     if [len(boxes) for boxes in gt_boxes] != [len(labels) for labels in gt_labels]:
         raise ValueError("gt_labels: expected a label for each of gt_boxes")
     boxes = np.concatenate(

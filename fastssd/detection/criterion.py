@@ -20,11 +20,11 @@ BOX_LOSSES = ("smooth_l1", "l1")
 
 
 class Losses(NamedTuple):
-    """What a :class:`Criterion` returns: sums over anchors, divided by the batch's positives (at least 1), or by the
-    normalizer."""
+    """What a :class:`Criterion` returns: sums over anchors, divided by the batch's number of positives (at least 1) or
+    by the normalizer."""
 
     total: Tensor
-    """The weighted sum of the two below: [], with gradient."""
+    """The weighted sum of the next two: [], with gradient."""
     classification: Tensor
     box_regression: Tensor
     num_positives: Tensor
@@ -37,24 +37,24 @@ class Losses(NamedTuple):
 class Criterion:
     """The SSD training objective (arXiv:1512.02325, section 2.2).
 
-    Two calls: :meth:`match_targets` turns ground truth into targets, unless a DataLoader with :meth:`collate` has done
-    so already; the criterion itself turns outputs and targets into losses. Ignored anchors (between the two thresholds)
-    take part in nothing.
+    There are two calls: :meth:`match_targets` turns ground truth into targets, unless a DataLoader with :meth:`collate`
+    has already done so; calling the criterion turns outputs and targets into losses. Ignored anchors (between the two
+    thresholds) enter no loss.
 
     Attributes:
         iou_threshold, background_threshold, force_match: as in :func:`fastssd.ops.assign_targets`.
-        neg_pos_ratio: mined negatives for each positive.
-        min_negatives: mined negatives at least, in each picture; the default makes a picture without objects teach as
-            much about background as one with a single positive.
+        neg_pos_ratio: mined negatives per positive.
+        min_negatives: the least number of mined negatives per image. With the default, an image without objects
+            contributes as many negatives as one with a single positive.
         class_loss: ``"cross_entropy"`` over positives and mined negatives, or ``"focal"`` over all anchors, without
-            mining; the latter reads the logits as sigmoids (preset's activation ``"sigmoid"``).
+            mining. The focal loss takes the sigmoid of the logits (activation ``"sigmoid"`` of the preset).
         focal_alpha, focal_gamma: of the focal loss (arXiv:1708.02002).
-        class_weights: for each foreground class what the class loss of its positive anchors is multiplied by; None: 1.
-            Background weighs 1; which negatives are mined, the box loss and the divisor, the number of positives, stay
-            as they are. So the cross entropy is that of ``torch.nn.functional.cross_entropy`` with ``weight=(1,
-            *class_weights)`` and ``reduction="sum"``, and the focal loss has a row times its class's weight.
+        class_weights: for each foreground class the factor of its positive anchors' class loss; None: 1 for all.
+            Background has the factor 1. Mining, the box loss and the divisor (the number of positives) do not change.
+            So the cross entropy is that of ``torch.nn.functional.cross_entropy`` with ``weight=(1, *class_weights)``
+            and ``reduction="sum"``; in the focal loss each anchor's row is multiplied by the weight of its class.
         box_loss: ``"smooth_l1"`` or ``"l1"``.
-        smooth_l1_beta: where smooth L1 turns from quadratic to linear, in deltas.
+        smooth_l1_beta: the difference of deltas at which smooth L1 changes from quadratic to linear.
         box_weight: weight of the box loss in the total.
     """
 
@@ -86,24 +86,24 @@ class Criterion:
         Args:
             logits, deltas: [B, A, C] and [B, A, 4] of the network, any float dtype.
             targets: of :meth:`match_targets` or a batch of :meth:`collate`, on the same device.
-            normalizer: what the sums are divided by instead of the batch's positives: in a distributed run the mean of
-                the processes' positives makes the averaged gradient that of all their batches as one.
+            normalizer: the divisor of the sums, instead of the batch's number of positives. In a distributed run the
+                mean number of positives over the processes makes the averaged gradient equal that of one joined batch.
 
         Raises:
             ValueError: ``class_weights`` are not one for each of the C - 1 foreground classes.
         """
         logits, deltas = logits.float(), deltas.float()
         positive = targets.labels > 0  # [B, A]
-        where = positive.flatten().nonzero().squeeze(1)  # [P], their places in the batch, looked for once
-        num_positives = targets.labels.new_full((), len(where))
+        positive_idx = positive.flatten().nonzero().squeeze(1)  # [P], in the flattened batch
+        num_positives = targets.labels.new_full((), len(positive_idx))
         hard_negatives = None
         if self.class_loss == "focal":
             classification = self.focal_loss(logits, targets.labels)
         else:
             classification, selected = self.cross_entropy(logits, targets.labels)
             hard_negatives = selected ^ positive
-        box_regression = self.box_regression_loss(deltas, targets.deltas, where)
-        scale = 1.0 / (max(len(where), 1) if normalizer is None else normalizer)
+        box_regression = self.box_regression_loss(deltas, targets.deltas, positive_idx)
+        scale = 1.0 / (max(len(positive_idx), 1) if normalizer is None else normalizer)
         classification, box_regression = classification * scale, box_regression * scale
         total = classification + self.box_weight * box_regression
         return Losses(total, classification, box_regression, num_positives, hard_negatives)
@@ -115,16 +115,16 @@ class Criterion:
         gt_labels: Sequence[Tensor],
         variances: tuple[float, float] = (0.1, 0.2),
     ) -> Targets:
-        """Which ground truth each anchor is responsible for, and the deltas that lead to it: one call a batch.
+        """The ground-truth box that each anchor is responsible for, and the deltas to it; one call per batch.
 
         Args:
             anchors: [A, 4] xyxy.
-            gt_boxes: for each picture [G_i, 4] xyxy in the anchors' unit.
-            gt_labels: for each picture int64 [G_i], >= 1.
+            gt_boxes: for each image [G_i, 4] xyxy in the anchors' unit.
+            gt_labels: for each image int64 [G_i], >= 1.
             variances: of the preset.
 
         Returns:
-            labels [B, A] (0 background, -1 ignored), deltas [B, A, 4], gt_idx [B, A].
+            labels int64 [B, A] (0 background, -1 ignored), deltas [B, A, 4], gt_idx int64 [B, A].
         """
         return assign_targets(
             anchors,
@@ -154,7 +154,7 @@ class Criterion:
         )
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross entropy, summed over positives and mined negatives: []; and which they are: bool [B, A]."""
+        """Cross entropy, summed over positives and mined negatives: []; and the mask of these anchors: bool [B, A]."""
         weighted = self.class_weights is not None
         loss, selected = multibox_cross_entropy(
             logits.detach() if weighted else logits,
@@ -162,14 +162,14 @@ class Criterion:
             neg_pos_ratio=self.neg_pos_ratio,
             min_negatives=self.min_negatives,
         )
-        if weighted:  # the kernel has mined; what it has chosen are few rows
-            where = selected.flatten().nonzero().squeeze(1)  # [S]
-            rows, classes = (values.flatten(0, 1).index_select(0, where) for values in (logits, labels))
+        if weighted:  # the kernel only mines here; the weighted loss of the few selected rows is torch's
+            index = selected.flatten().nonzero().squeeze(1)  # [S]
+            rows, classes = (values.flatten(0, 1).index_select(0, index) for values in (logits, labels))
             loss = F.cross_entropy(rows, classes, self._column_weights(logits), reduction="sum")
         return loss, selected
 
     def _column_weights(self, logits: Tensor) -> Tensor:
-        """[C], of the background and of each class."""
+        """The class weights with that of the background: [C]."""
         weights = self.class_weights or ()
         if len(weights) != logits.shape[-1] - 1:
             raise ValueError(
@@ -179,21 +179,22 @@ class Criterion:
         return logits.new_tensor((1.0, *weights))
 
     def focal_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sigmoid focal loss, summed over the foreground classes of all anchors but the ignored: []."""
+        """Sigmoid focal loss, summed over the foreground classes of all anchors that are not ignored: []."""
         weights = None if self.class_weights is None else self._column_weights(logits)
         counted = labels >= 0  # [B, A]
         logits, labels = logits[counted][:, 1:], labels[counted]  # [S, C - 1], [S]
         target = F.one_hot(labels, logits.shape[1] + 1)[:, 1:].to(logits.dtype)  # [S, C - 1]
         loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        wrong = (logits.sigmoid() - target).abs()  # 1 - p of the truth
+        error = (logits.sigmoid() - target).abs()  # 1 - p_t in the paper
         alpha = self.focal_alpha * target + (1 - self.focal_alpha) * (1 - target)
-        loss = alpha * wrong.pow(self.focal_gamma) * loss
+        loss = alpha * error.pow(self.focal_gamma) * loss
         if weights is not None:
             loss = loss * weights[labels, None]
         return loss.sum()
 
     def box_regression_loss(self, deltas: Tensor, target_deltas: Tensor, where: Tensor) -> Tensor:
-        """Smooth L1 or L1, summed over the deltas of the anchors at `where` in the flattened batch: []."""
+        """Smooth L1 or L1, summed over the deltas of the anchors with the indices `where` [P] in the flattened batch:
+        []."""
         deltas, target_deltas = (values.flatten(0, 1).index_select(0, where) for values in (deltas, target_deltas))
         target_deltas = target_deltas.to(deltas.dtype)  # [P, 4]
         if self.box_loss == "l1":

@@ -9,12 +9,12 @@ from fastssd.ops import Detections, postprocess_detections
 
 
 class EndToEndSSD(nn.Module):
-    """Pictures in, detections out, of static shapes whatever is found.
+    """Images in, detections out; the shapes of the output do not depend on what is found.
 
     Args:
-        model: in eval mode, as this module's own mode says.
-        score_threshold, iou_threshold, topk, max_detections: as in :func:`fastssd.ops.postprocess_detections`; None: as
-            the model's preset has them.
+        model: the network; this module starts in its mode (training or eval).
+        score_threshold, iou_threshold, topk, max_detections: as in :func:`fastssd.ops.postprocess_detections`; None:
+            those of the model's preset.
 
     Example:
         >>> detector = EndToEndSSD(TinySSD(num_classes=3)).eval()  # doctest: +SKIP
@@ -45,8 +45,8 @@ class EndToEndSSD(nn.Module):
             images: float [B, 3, S, S], RGB in [0, 1], S the preset's image size.
 
         Returns:
-            :class:`~fastssd.ops.Detections` of tensors on the images' device, boxes as fractions of the picture, inside
-            it. Without gradient.
+            :class:`~fastssd.ops.Detections` of tensors on the images' device, without gradient. Boxes are fractions of
+            the image, clipped to it.
         """
         logits, deltas = self.model(images)  # [B, A, C], [B, A, 4]
         return postprocess_detections(

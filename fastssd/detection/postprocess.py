@@ -17,10 +17,10 @@ from fastssd.ops import Detections
 
 
 class ImageDetections(NamedTuple):
-    """What was found in one picture, by falling score."""
+    """What was found in one image, by descending score."""
 
     boxes: NDArray[np.float32]
-    """[N, 4] xyxy, pixels of the picture, inside it."""
+    """[N, 4] xyxy, pixels of the image, clipped to it."""
     scores: NDArray[np.float32]
     """[N] in (0, 1]."""
     labels: NDArray[np.int64]
@@ -42,14 +42,17 @@ def detect_batch(
     topk: int | None = None,
     max_detections: int | None = None,
 ) -> list[ImageDetections]:
-    """Detect in a batch that has the network's size already.
+    """Detect in a batch that already has the network's input size.
 
     Args:
         model: in eval mode.
         images: float [B, 3, S, S] in [0, 1], on the model's device.
-        sizes: (height, width) of the original pictures, pixels.
+        sizes: (height, width) of the original images, pixels.
         score_threshold, iou_threshold, topk, max_detections: as in :func:`fastssd.ops.postprocess_detections`; None:
-            as the model's preset has them.
+            those of the model's preset.
+
+    Returns:
+        For each image its :class:`ImageDetections`.
     """
     detector = EndToEndSSD(
         model,
@@ -58,7 +61,7 @@ def detect_batch(
         topk=topk,
         max_detections=max_detections,
     )
-    found = Detections(*(each.cpu().numpy() for each in detector(images)))
+    found = Detections(*(tensor.cpu().numpy() for tensor in detector(images)))
     detections = []
     for row, (count, (height, width)) in enumerate(zip(found.counts, sizes, strict=True)):
         boxes = found.boxes[row, :count] * np.array([width, height, width, height], np.float32)
@@ -76,21 +79,21 @@ def detect(
     max_detections: int | None = None,
     batch_size: int = 8,
 ) -> list[ImageDetections]:
-    """Detect in pictures of any size.
+    """Detect in images of any size.
 
     Args:
-        model: any mode; it comes back in the mode it had.
+        model: in any mode; its mode is restored.
         images: uint8 [H, W, 3] each, RGB.
-        score_threshold, iou_threshold, topk, max_detections: as in :func:`fastssd.ops.postprocess_detections`, None as
-            the model's preset has them; the score threshold is one for looking at pictures, higher than the one for
-            measuring AP.
-        batch_size: pictures that go through the network at once.
+        score_threshold, iou_threshold, topk, max_detections: as in :func:`fastssd.ops.postprocess_detections`; None:
+            those of the model's preset. The default score threshold is for looking at the boxes; to measure AP it must
+            be lower.
+        batch_size: number of images that go through the network at once.
 
     Returns:
-        For each picture its :class:`ImageDetections`.
+        For each image its :class:`ImageDetections`.
 
     Raises:
-        ValueError: an array is not such a picture, or a threshold is out of range.
+        ValueError: an array is not such an image, or a threshold is out of range.
     """
     size, device = model.preset.image_size, model.anchors.device
     training = model.training

@@ -1,4 +1,4 @@
-"""How good detections are: COCO and VOC average precision, what kinds of errors there are, and a report of it all."""
+"""How good detections are: COCO and VOC average precision, kinds of errors, and a report with all of this."""
 
 from fastssd.evaluation.coco import MAX_DETECTIONS, coco_metrics
 from fastssd.evaluation.errors import KINDS, PictureErrors, confusion_matrix, find_errors

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fastssd.detection.postprocess import ImageDetections
 from fastssd.evaluation.truth import GroundTruth
 
-MAX_DETECTIONS = 100  # a picture, as COCO counts
+MAX_DETECTIONS = 100  # per image, as in COCO
 AREAS = {"all": [0, 1e10], "small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e10]}  # pixels
 
 
@@ -22,18 +22,18 @@ def coco_metrics(
     *,
     by_size: bool = False,
 ) -> dict[str, Any]:
-    """Average precision as COCO defines it: over IoU 0.50:0.05:0.95, the best 100 detections of each picture.
+    """Average precision as COCO defines it: over IoU 0.50:0.05:0.95, the best 100 detections of each image.
 
     Args:
-        detections: what was found in each picture.
-        truths: what there is, in the same order.
+        detections: what was found in each image.
+        truths: the ground truth of each image, in the same order.
         class_names: name of class 1, 2, ...
-        by_size: also of small (under 32 x 32 pixels of the picture), medium and large (over 96 x 96) objects alone, and
-            average recall.
+        by_size: also average precision of small (under 32 x 32 pixels of the image), medium and large (over 96 x 96)
+            objects, and average recall.
 
     Returns:
-        ``{"AP", "AP50", "AP75", "per_class": {name: {"AP", "AP50", "AP75"}}}``, by size also ``"AP_small"``,
-        ``"AP_medium"``, ``"AP_large"`` and ``"AR"`` at both places; None where there is nothing to find.
+        ``{"AP", "AP50", "AP75", "per_class": {name: {"AP", "AP50", "AP75"}}}``; with `by_size` both levels also have
+        ``"AP_small"``, ``"AP_medium"``, ``"AP_large"`` and ``"AR"``. A value is None if there are no such objects.
 
     Raises:
         ValueError: lengths that differ.
@@ -49,7 +49,8 @@ def coco_metrics(
 def _evaluate(
     detections: Sequence[ImageDetections], truths: Sequence[GroundTruth], num_classes: int, areas: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision [T, R, K, S] and recall [T, K, S] of each IoU threshold, recall, class, size; -1: nothing to find."""
+    """Precision [T, R, K, S] and recall [T, K, S] for T IoU thresholds, R recalls, K classes and S sizes; -1 where
+    there are no such objects."""
     from faster_coco_eval import COCO, COCOeval_faster
 
     annotations = [
@@ -59,8 +60,8 @@ def _evaluate(
     ]
     found = [
         {"image_id": image, "category_id": int(label), "bbox": box, "score": float(score)}
-        for image, seen in enumerate(detections)
-        for box, label, score in zip(_xywh(seen.boxes), seen.labels, seen.scores, strict=True)
+        for image, own in enumerate(detections)
+        for box, label, score in zip(_xywh(own.boxes), own.labels, own.scores, strict=True)
     ]
     coco = COCO(
         {
@@ -72,7 +73,7 @@ def _evaluate(
     shape = (10, 101, num_classes, len(areas))
     if not annotations:
         return np.full(shape, -1.0), np.full((10, *shape[2:]), -1.0)
-    if not found:  # loadRes takes no empty list
+    if not found:  # loadRes refuses an empty list
         found = [{"image_id": 0, "category_id": num_classes + 1, "bbox": [0.0, 0.0, 1.0, 1.0], "score": 0.0}]
     evaluation = COCOeval_faster(coco, coco.loadRes(found), "bbox", print_function=_quiet)
     evaluation.params.maxDets = [MAX_DETECTIONS]
@@ -83,9 +84,9 @@ def _evaluate(
 
 
 def _summary(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> dict[str, float | None]:
-    """Of precision [T, R, k, S] and recall [T, k, S], the sizes as in :data:`AREAS`."""
-    everything = precision[..., 0]
-    summary = {"AP": _mean(everything), "AP50": _mean(everything[0]), "AP75": _mean(everything[5])}
+    """The metrics of precision [T, R, k, S] and recall [T, k, S], the sizes in the order of :data:`AREAS`."""
+    all_sizes = precision[..., 0]
+    summary = {"AP": _mean(all_sizes), "AP50": _mean(all_sizes[0]), "AP75": _mean(all_sizes[5])}
     if precision.shape[-1] > 1:
         summary |= {f"AP_{name}": _mean(precision[..., i]) for i, name in enumerate(AREAS) if i}
         summary["AR"] = _mean(recall[..., 0])
@@ -103,4 +104,4 @@ def _xywh(boxes: NDArray[np.float32]) -> list[list[float]]:
 
 
 def _quiet(*_: object) -> None:
-    """faster-coco-eval reports its progress to this."""
+    """Ignores the progress messages of faster-coco-eval."""

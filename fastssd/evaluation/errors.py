@@ -17,35 +17,39 @@ KINDS = ("correct", "duplicate", "badly placed", "wrong class", "background", "i
 
 
 class PictureErrors(NamedTuple):
-    """What :func:`find_errors` returns for one picture."""
+    """What :func:`find_errors` returns for one image."""
 
     kind: NDArray[np.int64]
-    """[N] of the detections, an index into :data:`KINDS`."""
+    """[N], for each detection an index into :data:`KINDS`."""
     gt_idx: NDArray[np.int64]
-    """[N], the ground truth that the kind speaks of; -1 for background."""
+    """[N], the ground-truth box that the kind refers to; -1 for background."""
     missed: NDArray[np.bool_]
-    """[G], ground truths that no detection is correct for; difficult ones are never missed."""
+    """[G], ground-truth boxes without a correct detection; difficult ones are never missed."""
 
     @property
     def total(self) -> int:
-        """Errors of both sorts."""
+        """Number of wrong detections and missed boxes."""
         return int(np.isin(self.kind, (DUPLICATE, BADLY_PLACED, WRONG_CLASS, BACKGROUND)).sum() + self.missed.sum())
 
 
 def find_errors(
     detections: ImageDetections, truth: GroundTruth, *, iou_threshold: float = 0.5, touching: float = 0.1
 ) -> PictureErrors:
-    """Judge each detection of a picture, best scores first.
+    """The kind of error of each detection of an image, in descending order of scores.
 
-    A detection is correct where it reaches `iou_threshold` with a ground truth of its class that is not taken yet; else
-    a duplicate, if that one is taken; badly placed, if it only reaches `touching` with one of its class; of the wrong
-    class, if it reaches `iou_threshold` with one of another; else background. What finds a difficult ground truth is
-    ignored.
+    The first kind that fits:
+
+    - correct: the IoU with a ground-truth box of its class that has no detection yet is at least `iou_threshold`;
+    - ignored: the same with a difficult box of its class;
+    - duplicate: the same with a box of its class that has a detection already;
+    - wrong class: the same with a box of another class;
+    - badly placed: the IoU with a box of its class is at least `touching`;
+    - background: everything else.
 
     Args:
-        detections: by falling score.
-        truth: what there is.
-        iou_threshold, touching: in [0, 1].
+        detections: by descending score.
+        truth: the ground truth of the image.
+        iou_threshold, touching: IoU in [0, 1].
 
     Returns:
         :class:`PictureErrors`.
@@ -61,19 +65,19 @@ def find_errors(
     for i in range(count if len(truth.boxes) else 0):
         free = np.where(same[i] & ~taken & ~truth.difficult, overlap[i], -1)
         own = np.where(same[i] & ~truth.difficult, overlap[i], -1)
-        hard = np.where(same[i] & truth.difficult, overlap[i], -1)
+        difficult = np.where(same[i] & truth.difficult, overlap[i], -1)
         other = np.where(~same[i], overlap[i], -1)
-        for judged, values, least in (
+        for candidate, values, least in (
             (CORRECT, free, iou_threshold),
-            (IGNORED, hard, iou_threshold),
+            (IGNORED, difficult, iou_threshold),
             (DUPLICATE, own, iou_threshold),
             (WRONG_CLASS, other, iou_threshold),
             (BADLY_PLACED, own, touching),
         ):
             best = int(values.argmax())
             if values[best] >= least:
-                kind[i], gt_idx[i] = judged, best
-                taken[best] |= judged == CORRECT
+                kind[i], gt_idx[i] = candidate, best
+                taken[best] |= candidate == CORRECT
                 break
     return PictureErrors(kind, gt_idx, ~taken & ~truth.difficult)
 
@@ -86,19 +90,20 @@ def confusion_matrix(
     score_threshold: float = 0.3,
     iou_threshold: float = 0.5,
 ) -> NDArray[np.int64]:
-    """What each object was taken for.
+    """How often objects of each class were detected as each class.
 
-    Detections and ground truths of a picture are paired whatever their classes, the largest IoU first.
+    Detections and ground-truth boxes of an image are paired without regard to their classes, the largest IoU first.
 
     Args:
-        detections, truths: of each picture.
+        detections, truths: of each image.
         num_classes: K.
-        score_threshold: detections under it do not count.
-        iou_threshold: pairs under it are none.
+        score_threshold: detections with a lower score do not count.
+        iou_threshold: boxes with a lower IoU are not paired.
 
     Returns:
-        [K + 1, K + 1]: row the true class, column the detected one; the last row is background that was taken for an
-        object, the last column objects that were missed. Difficult ground truth is left out, with what finds it.
+        int64 [K + 1, K + 1]: the row is the true class, the column the detected one. The last row counts detections
+        without an object, the last column objects without a detection. Difficult boxes, and detections that are paired
+        with them, do not count.
     """
     matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     for found, truth in zip(detections, truths, strict=True):
@@ -106,8 +111,8 @@ def confusion_matrix(
         labels = found.labels[shown]
         overlap = box_iou(found.boxes[shown], truth.boxes)
         free_row, free_column = np.ones(len(labels), bool), np.ones(len(truth.labels), bool)
-        for place in np.argsort(-overlap, axis=None, kind="stable"):
-            i, j = divmod(int(place), overlap.shape[1])
+        for flat_index in np.argsort(-overlap, axis=None, kind="stable"):
+            i, j = divmod(int(flat_index), overlap.shape[1])
             if overlap[i, j] < iou_threshold:
                 break
             if free_row[i] and free_column[j]:

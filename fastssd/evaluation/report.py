@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file that needs nothing else: numbers, curves, kinds of errors, and the worst pictures."""
+"""The report of an evaluation, one self-contained HTML file: numbers, curves, kinds of errors, and the worst images."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ COLORS = {
     BACKGROUND: style.VERMILLION,
 }
 MISSED = "#b3001b"
-MOST_LABELLED = 25  # classes whose confusion is written in numbers
-PICTURE_SIZE = 640  # pixels of the longer side of a picture in the report
+MOST_LABELLED = 25  # with more classes, the confusion matrix has no numbers and the curves no legend
+IMAGE_SIZE = 640  # longer side of an image in the report, pixels
 COLUMNS = {
     "AP": "AP",
     "AP50": "AP50",
@@ -72,7 +72,7 @@ th { color: #5c646e; font-weight: 600 }
 th:first-child, td:first-child { text-align: left }
 .figures { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start }
 svg { max-width: 100%; height: auto }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); gap: 1.2rem }
+.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); gap: 1.2rem }
 figure { margin: 0 } img { width: 100%; border-radius: .3rem; display: block }
 figcaption { color: #5c646e; font-size: .9rem; overflow-wrap: anywhere; margin-top: .3rem }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: .15em; margin: 0 .3em 0 1em }
@@ -94,13 +94,13 @@ def write_report(
 
     Args:
         path: the HTML file.
-        detections: what was found in each picture, with all scores that AP counts.
-        truths: what there is, in the same order.
-        class_names: of class 1, 2, ...
-        picture: gives the picture with this index, uint8 [H, W, 3], and its name; asked for the worst alone.
-        title: what was evaluated on what.
-        score_threshold: from which a detection counts as an error, in the confusion, and in the pictures.
-        worst: pictures to show, those with the most errors.
+        detections: what was found in each image, with the low scores too, which AP needs.
+        truths: the ground truth of each image, in the same order.
+        class_names: name of class 1, 2, ...
+        picture: returns the image with this index, uint8 [H, W, 3], and its name; called for the worst images only.
+        title: names the model and the data.
+        score_threshold: the least score of detections in the errors, in the confusion matrix, and in the images.
+        worst: number of images to show, those with the most errors.
 
     Raises:
         ValueError: lengths that differ.
@@ -118,17 +118,17 @@ def write_report(
         "<p>AP is COCO's mean over IoU 0.50 to 0.95; small is under 32 x 32 pixels, large over 96 x 96; "
         "VOC is at IoU 0.5, with 11 recalls (07) and by area (12).</p>",
         _class_table(metrics, voc, class_names, counts["objects"]),
-        "<h2>Precision and recall, and what is wrong</h2>",
-        f"<p>Left: at IoU 0.5, a dot where the score is {score_threshold:g}. Right: detections that score at least "
-        "that, by kind, and objects that none of them is correct for.</p>",
+        "<h2>Precision and recall, and kinds of errors</h2>",
+        f"<p>Left: curves at IoU 0.5, with a dot at score {score_threshold:g}. Right: detections of at least that "
+        "score, by kind, and objects that were missed.</p>",
         f'<div class="figures">{_svg(_curves(detections, truths, class_names, score_threshold))}'
         f"{_svg(_error_bars(counts, class_names))}</div>",
-        "<h2>What each object was taken for</h2>",
-        "<p>Detections and objects are paired by IoU of at least 0.5, whatever their classes.</p>",
+        "<h2>Confusion matrix</h2>",
+        "<p>Detections and objects are paired by an IoU of at least 0.5, without regard to their classes.</p>",
         _svg(_confusion(confusion_matrix(shown, truths, len(class_names), score_threshold=0.0), class_names)),
-        "<h2>The pictures with the most errors</h2>",
+        "<h2>The images with the most errors</h2>",
         f"<p>{_legend()}</p>",
-        '<div class="pictures">',
+        '<div class="images">',
         *_worst(shown, truths, errors, class_names, picture, worst),
         "</div>",
     ]
@@ -148,7 +148,7 @@ def _over(found: ImageDetections, score_threshold: float) -> ImageDetections:
 def _counts(
     shown: Sequence[ImageDetections], truths: Sequence[GroundTruth], errors: Sequence[PictureErrors], num_classes: int
 ) -> dict[str, NDArray[np.int64]]:
-    """By class [K]: objects, missed objects, and detections of each kind."""
+    """For each class [K] the number of objects, of missed objects, and of detections of each kind."""
 
     def by_class(labels: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
         return np.bincount(np.concatenate([*labels, np.empty(0, np.int64)]) - 1, minlength=num_classes)
@@ -158,12 +158,12 @@ def _counts(
         "missed": by_class([truth.labels[own.missed] for truth, own in zip(truths, errors, strict=True)]),
     }
     for kind, name in enumerate(KINDS):
-        counts[name] = by_class([seen.labels[own.kind == kind] for seen, own in zip(shown, errors, strict=True)])
+        counts[name] = by_class([found.labels[own.kind == kind] for found, own in zip(shown, errors, strict=True)])
     return counts
 
 
-def _tiles(metrics: Mapping[str, Any], pictures: int, objects: int) -> str:
-    values = {"pictures": str(pictures), "objects": str(objects)}
+def _tiles(metrics: Mapping[str, Any], images: int, objects: int) -> str:
+    values = {"images": str(images), "objects": str(objects)}
     values |= {text: _number(metrics[name]) for name, text in COLUMNS.items()}
     tiles = "".join(f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for name, value in values.items())
     return f'<div class="tiles">{tiles}</div>'
@@ -209,9 +209,9 @@ def _curves(
             continue
         color = style.class_color(label)
         axes.plot(curve.recall, curve.precision, color=color, label=name)
-        place = int((curve.scores >= score_threshold).sum()) - 1
-        if place >= 0:
-            axes.plot(curve.recall[place], curve.precision[place], "o", color=color)
+        last = int((curve.scores >= score_threshold).sum()) - 1
+        if last >= 0:
+            axes.plot(curve.recall[last], curve.precision[last], "o", color=color)
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.grid(color=style.RULE, linewidth=0.6)
     if axes.lines and len(class_names) <= MOST_LABELLED:
@@ -233,7 +233,7 @@ def _error_bars(counts: Mapping[str, NDArray[np.int64]], class_names: Sequence[s
     axes.set_yticks(rows, class_names)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-    axes.set_xlabel("objects missed, and detections")
+    axes.set_xlabel("missed objects (left), detections (right)")
     axes.legend(frameon=False, fontsize=style.TAG_SIZE, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     figure.tight_layout()
     return figure
@@ -253,12 +253,12 @@ def _confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
                 axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=color, fontsize=9)
     axes.set_xticks(range(size), [*class_names, "missed"], rotation=45, ha="right")
     axes.set_yticks(range(size), [*class_names, "background"])
-    axes.set(xlabel="detected as", ylabel="is")
+    axes.set(xlabel="detected class", ylabel="true class")
     figure.tight_layout()
     return figure
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------
 
 
 def _legend() -> str:
@@ -300,15 +300,15 @@ def _draw_errors(
     errors: PictureErrors,
     class_names: Sequence[str],
 ) -> Any:
-    """A Pillow picture: detections in the colour of their kind, correct ones without a tag, and missed objects."""
-    seen = np.flatnonzero(errors.kind != IGNORED)
-    texts = [_tag(int(errors.kind[i]), class_names[found.labels[i] - 1], float(found.scores[i])) for i in seen]
-    colors = [COLORS[int(errors.kind[i])] for i in seen]
-    boxes = np.concatenate([found.boxes[seen], truth.boxes[errors.missed]])
+    """A Pillow image: detections in the colour of their kind, correct ones without a tag, and missed objects."""
+    judged = np.flatnonzero(errors.kind != IGNORED)
+    texts = [_tag(int(errors.kind[i]), class_names[found.labels[i] - 1], float(found.scores[i])) for i in judged]
+    colors = [COLORS[int(errors.kind[i])] for i in judged]
+    boxes = np.concatenate([found.boxes[judged], truth.boxes[errors.missed]])
     texts += [f"missed {class_names[label - 1]}" for label in truth.labels[errors.missed]]
     colors += [MISSED] * int(errors.missed.sum())
-    drawn = draw_boxes(image, boxes, texts, colors, min_size=PICTURE_SIZE)
-    drawn.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
+    drawn = draw_boxes(image, boxes, texts, colors, min_size=IMAGE_SIZE)
+    drawn.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
     return drawn
 
 

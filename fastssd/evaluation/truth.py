@@ -1,4 +1,4 @@
-"""What there is to find."""
+"""The ground truth of an image."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 
 class GroundTruth(NamedTuple):
-    """What there is to find in one picture."""
+    """The G objects of one image."""
 
     boxes: NDArray[np.float32]
     """[G, 4] xyxy, pixels."""
     labels: NDArray[np.int64]
     """[G], 1-based."""
     difficult: NDArray[np.bool_]
-    """[G]; found or not, such a box counts neither for nor against (VOC's ``difficult``, COCO's ``iscrowd``)."""
+    """[G]; whether such a box is found or missed does not count (VOC's ``difficult``, COCO's ``iscrowd``)."""

@@ -14,14 +14,14 @@ from fastssd.ops import box_iou
 
 
 class Curve(NamedTuple):
-    """Precision and recall of one class as the score threshold falls."""
+    """Precision and recall of one class, by descending score threshold."""
 
     recall: NDArray[np.float64]
-    """[N], rising."""
+    """[N], ascending."""
     precision: NDArray[np.float64]
     """[N]."""
     scores: NDArray[np.float32]
-    """[N], falling."""
+    """[N], descending."""
 
 
 def precision_recall(
@@ -29,26 +29,26 @@ def precision_recall(
 ) -> Curve | None:
     """Precision and recall of a class over a data set.
 
-    A detection looks at the ground truth of its class that it overlaps most: right if the IoU reaches the threshold and
-    no better detection had it; neither right nor wrong if that one is difficult.
+    A detection is compared with the ground-truth box of its class that it overlaps most. It is right if their IoU
+    reaches the threshold and no detection with a higher score was right for the same box. If the box is difficult, the
+    detection does not count.
 
     Args:
-        detections, truths: of each picture, the detections by falling score.
+        detections, truths: of each image, the detections by descending score.
         label: of the class, 1-based.
         iou_threshold: in [0, 1].
 
     Returns:
-        A :class:`Curve` with an entry for each of the class's detections that counts; None where there is nothing to
-        find.
+        A :class:`Curve` with an entry for each detection of the class that counts; None if there are no objects of it.
 
     Raises:
         ValueError: lengths that differ.
 
     Source:
-        The development kit of Pascal VOC 2012, VOCevaldet.m, without its one pixel that is added to widths and heights.
+        The development kit of Pascal VOC 2012, VOCevaldet.m, which however adds one pixel to widths and heights.
     """
-    wanted = sum(int(((truth.labels == label) & ~truth.difficult).sum()) for truth in truths)
-    if not wanted:
+    objects = sum(int(((truth.labels == label) & ~truth.difficult).sum()) for truth in truths)
+    if not objects:
         return None
     scores, right, counted = [], [], []
     for found, truth in zip(detections, truths, strict=True):
@@ -56,35 +56,35 @@ def precision_recall(
         real = truth.labels == label
         overlap = box_iou(found.boxes[own], truth.boxes[real])
         best = np.zeros(len(overlap), np.int64)
-        hits = hard = np.zeros(len(overlap), bool)
+        hits = difficult = np.zeros(len(overlap), bool)
         if real.any():
             best = overlap.argmax(1)
             hits = overlap.max(1) >= iou_threshold
-            hard = hits & truth.difficult[real][best]
-        first = np.zeros(len(best), bool)
-        first[np.unique(np.where(hits, best, -1), return_index=True)[1]] = True  # detections come by falling score
+            difficult = hits & truth.difficult[real][best]
+        first = np.zeros(len(best), bool)  # whether it is the first, so the highest score, for its box
+        first[np.unique(np.where(hits, best, -1), return_index=True)[1]] = True
         scores.append(found.scores[own])
-        right.append(hits & first & ~hard)
-        counted.append(~hard)
+        right.append(hits & first & ~difficult)
+        counted.append(~difficult)
     all_scores, all_right, all_counted = map(np.concatenate, (scores, right, counted))
     order = np.argsort(-all_scores, kind="stable")
     order = order[all_counted[order]]
     true = np.cumsum(all_right[order])
-    return Curve(true / wanted, true / np.arange(1, len(order) + 1), all_scores[order])
+    return Curve(true / objects, true / np.arange(1, len(order) + 1), all_scores[order])
 
 
 def voc_metrics(
     detections: Sequence[ImageDetections], truths: Sequence[GroundTruth], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """VOC average precision at IoU 0.5: of VOC 2007 (11 recalls) and of VOC 2010 and later (the area).
+    """VOC average precision at IoU 0.5: as in VOC 2007 (11 recalls), and as in VOC 2010 and later (area).
 
     Args:
-        detections, truths: of each picture.
-        class_names: of class 1, 2, ...
+        detections, truths: of each image, the detections by descending score.
+        class_names: name of class 1, 2, ...
 
     Returns:
-        ``{"AP07", "AP12", "per_class": {name: {"AP07", "AP12"}}}``, means over the classes; None where there is nothing
-        to find.
+        ``{"AP07", "AP12", "per_class": {name: {"AP07", "AP12"}}}``, the first two means over the classes. A value is
+        None if there are no such objects.
 
     Source:
         The Pascal Visual Object Classes Challenge: A Retrospective, IJCV 2015, section 2.2 and appendix.
@@ -92,23 +92,25 @@ def voc_metrics(
     per_class: dict[str, dict[str, float | None]] = {}
     for label, name in enumerate(class_names, 1):
         curve = precision_recall(detections, truths, label)
-        per_class[name] = {kind: None if curve is None else area(curve) for kind, area in _AREAS.items()}
-    means = {kind: _mean([row[kind] for row in per_class.values()]) for kind in _AREAS}
+        per_class[name] = {kind: None if curve is None else mean(curve) for kind, mean in _SUMMARIES.items()}
+    means = {kind: _mean([row[kind] for row in per_class.values()]) for kind in _SUMMARIES}
     return means | {"per_class": per_class}
 
 
-def _eleven(curve: Curve) -> float:
+def _eleven_points(curve: Curve) -> float:
+    """The mean precision at 11 recalls (VOC 2007)."""
     reached = [curve.precision[curve.recall >= least - 1e-12] for least in np.linspace(0, 1, 11)]
     return float(np.mean([values.max(initial=0.0) for values in reached]))
 
 
 def _area(curve: Curve) -> float:
+    """The area under the curve, after precision is made monotonic (VOC 2010 and later)."""
     envelope = np.maximum.accumulate(curve.precision[::-1])[::-1]
     steps = np.diff(curve.recall, prepend=0.0)
     return float((steps * envelope).sum())
 
 
-_AREAS = {"AP07": _eleven, "AP12": _area}
+_SUMMARIES = {"AP07": _eleven_points, "AP12": _area}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""The models: each a backbone, a head and a preset, in a file of its own."""
+"""The models, a file for each: a backbone, a head and a preset."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class ModelEntry(NamedTuple):
-    """How a model is made, and the preset it has unless another is asked for."""
+    """The function that makes a model, and its default preset."""
 
     make: Callable[[int, Preset], SSD]
     preset: Preset
@@ -46,7 +46,7 @@ MODELS: dict[str, ModelEntry] = {
     "ssdlite320_mobilenet_v3_large": ModelEntry(make_ssdlite320, SSDLITE320),
     "ssdlite320_mobilenet_v3_large_full": ModelEntry(partial(make_ssdlite320, tail=160), SSDLITE320),
 }
-"""The models that a name can ask for. An entry of your own makes its checkpoints readable."""
+"""The models by name. Add an entry for a model of your own, so that its checkpoints can be read."""
 
 
 def build_model(
@@ -57,25 +57,26 @@ def build_model(
     weights: str | os.PathLike[str] | None = None,
     class_names: Sequence[str] = (),
 ) -> SSD:
-    """The model called `name`, freshly initialised or with weights.
+    """The model called `name`, freshly initialised or with pretrained weights.
 
     Args:
         name: a key of :data:`MODELS`.
-        num_classes: foreground classes; None: those of `class_names`, else those of the weights.
-        preset: default the weights', else the model's own.
+        num_classes: number of foreground classes; None: that of `class_names`, else that of the weights.
+        preset: None: that of the weights, else the model's own.
         weights: a published name such as ``"COCO_V1"`` or the path of a file, as in
-            :func:`fastssd.detection.weights.read_weights`. What the weights do not know stays freshly initialised.
-        class_names: name of class 1, 2, ...; default those of the weights, if these are the classes asked for.
+            :func:`fastssd.detection.weights.read_weights`. Tensors that are not in the weights stay freshly
+            initialised.
+        class_names: name of class 1, 2, ...; default: those of the weights, if the number of classes is the same.
 
     Raises:
-        ValueError: no model has that name, there is nothing to take the number of classes from, or it does not fit.
-        FileNotFoundError, WeightsError: no such weights, or none for this model.
+        ValueError: no model has that name, or the number of classes is unknown or differs from that of `class_names`.
+        FileNotFoundError, WeightsError: no such weights, or weights of another model.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; expected one of {', '.join(map(repr, MODELS))}")
     pretrained = None
     if weights is not None:
-        from fastssd.detection.weights import load_weights, read_weights  # it imports this module
+        from fastssd.detection.weights import load_weights, read_weights  # here because it imports this module
 
         pretrained = read_weights(weights, name)
     classes = tuple(class_names)
@@ -84,11 +85,11 @@ def build_model(
     if num_classes is None:
         num_classes = len(classes) or (max(pretrained.num_columns - 1, 0) if pretrained else 0)
         if not num_classes:
-            raise ValueError("num_classes: neither the number of classes, nor their names, nor weights that know them")
+            raise ValueError("num_classes: expected it, class_names, or weights that have classes; got none of them")
     if classes and len(classes) != num_classes:
         raise ValueError(f"class_names: expected {num_classes} names, got {len(classes)}")
-    make, own = MODELS[name]
-    model = make(num_classes, preset or (pretrained.preset if pretrained else None) or own)
+    make, default_preset = MODELS[name]
+    model = make(num_classes, preset or (pretrained.preset if pretrained else None) or default_preset)
     model.class_names = classes
     if pretrained:
         load_weights(model, pretrained)
@@ -127,6 +128,6 @@ def ssdlite320_mobilenet_v3_large(
     class_names: Sequence[str] = (),
 ) -> SSD:
     """SSDlite (arXiv:1801.04381, section 6.2) on MobileNetV3-Large with the reduced tail (arXiv:1905.02244, table 6),
-    3234 anchors. Arguments as in :func:`build_model`; weights ``"COCO_V1"``. ``build_model`` has it with the whole tail
-    too, which is the one for ImageNet's weights, as ``"ssdlite320_mobilenet_v3_large_full"``."""
+    3234 anchors. Arguments as in :func:`build_model`; weights ``"COCO_V1"``. For the full tail, which ImageNet weights
+    need, use ``build_model("ssdlite320_mobilenet_v3_large_full")``."""
     return build_model("ssdlite320_mobilenet_v3_large", num_classes, preset, weights=weights, class_names=class_names)

@@ -42,7 +42,7 @@ _UP_TO_C4 = (
 
 
 class SqueezeExcitation(nn.Module):
-    """Weighs channels by what the whole map looks like (arXiv:1709.01507)."""
+    """Weights each channel by a function of the means of all channels (arXiv:1709.01507)."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -55,7 +55,8 @@ class SqueezeExcitation(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand by 1x1, filter each channel, weigh channels, project by 1x1 (MobileNetV3, arXiv:1905.02244, section 5)."""
+    """1x1 expansion, depthwise convolution, squeeze and excitation, 1x1 projection (MobileNetV3, arXiv:1905.02244,
+    section 5)."""
 
     def __init__(
         self, width: int, kernel: int, expanded: int, out: int, excite: bool, activation: type[nn.Module], stride: int
@@ -66,7 +67,7 @@ class InvertedResidual(nn.Module):
             layers.append(conv_norm(width, expanded, 1, activation=activation))
         layers.append(conv_norm(expanded, expanded, kernel, stride=stride, groups=expanded, activation=activation))
         if excite:
-            layers.append(SqueezeExcitation(expanded, _eights(expanded / 4)))
+            layers.append(SqueezeExcitation(expanded, _multiple_of_8(expanded / 4)))
         layers.append(conv_norm(expanded, out, 1))
         self.block = nn.Sequential(*layers)
         self.residual = stride == 1 and width == out
@@ -76,12 +77,12 @@ class InvertedResidual(nn.Module):
 
 
 def mobilenet_v3_large(tail: int) -> Stages:
-    """MobileNetV3-Large and four blocks that halve its map further: six feature maps.
+    """MobileNetV3-Large and four more blocks, each of which halves the map: six feature maps.
 
     The first map is the expansion of the block that goes to stride 32 (section 6.3 of the paper: "C4").
 
     Args:
-        tail: width of the last blocks: 160 as for classification, or half of it.
+        tail: channels of the last blocks: 160 as for classification, or 80.
     """
     stem: list[nn.Module] = [conv_norm(3, 16, 3, stride=2, activation=_HARD_SWISH)]
     width = 16
@@ -115,15 +116,15 @@ def make_ssdlite320(num_classes: int, preset: Preset = SSDLITE320, *, tail: int 
     """
     Args:
         num_classes, preset: as in :class:`SSD`.
-        tail: 80 is the reduced tail of MobileNetV3's table 6 and of the published COCO weights, 160 the width of the
-            ImageNet weights.
+        tail: channels of the backbone's last blocks: 80 (table 6 of MobileNetV3, and the published COCO weights) or 160
+            (the ImageNet weights).
     """
     channels = (672, 6 * tail, 512, 256, 256, 128)
     backbone = mobilenet_v3_large(tail)
     return SSD(backbone, num_classes=num_classes, preset=preset, channels=channels, predictor=separable3x3)
 
 
-def _eights(width: float) -> int:
-    """The multiple of 8 next to `width`, not more than a tenth below it."""
+def _multiple_of_8(width: float) -> int:
+    """The multiple of 8 nearest to `width`, at most a tenth below it."""
     rounded = max(8, int(width + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * width else rounded + 8

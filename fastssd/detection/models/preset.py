@@ -1,4 +1,4 @@
-"""The preset under the name that it has beside the models; it stands where code without torch reads it too."""
+"""The preset, for imports beside the models. It is defined where code without torch can import it too."""
 
 from fastssd._preset import ACTIVATIONS, CLIPS, RATIOS_4, RATIOS_6, Preset, check_size, paired_scales
 

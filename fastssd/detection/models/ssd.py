@@ -1,4 +1,4 @@
-"""The detector: a backbone, a head, and the preset that says which anchors they speak of."""
+"""The detector: a backbone, a head, and the preset with their anchors."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ class SSD(nn.Module):
     """A single shot detector: every anchor of every feature map gets class logits and box deltas.
 
     Args:
-        backbone: maps float [B, 3, S, S] to a list (or tuple, or mapping in order) of feature maps, finest first:
-            ``timm.create_model(..., features_only=True)``, torchvision's feature extractors, a module of your own.
-        num_classes: foreground classes; the network adds the background as column 0.
+        backbone: maps float [B, 3, S, S] to a list (or tuple, or ordered mapping) of feature maps, finest first:
+            ``timm.create_model(..., features_only=True)``, a feature extractor of torchvision, a module of your own.
+        num_classes: number of foreground classes; the network adds the background as column 0.
         preset: input size, anchors, normalisation; None: evenly spaced scales over the feature maps that the backbone
-            gives at `image_size`, and ImageNet's normalisation.
-        image_size: height and width of the input where there is no preset, pixels.
-        channels: channels of each feature map; None: found by running the backbone once.
-        predictor: makes the layer that predicts from a feature map, as in :class:`~fastssd.detection.parts.Head`.
+            returns at `image_size`, and ImageNet's normalisation.
+        image_size: height and width of the input in pixels, if there is no preset.
+        channels: number of channels of each feature map; None: found by running the backbone once.
+        predictor: makes the prediction layers, as in :class:`~fastssd.detection.parts.Head`.
 
     Attributes:
-        class_names: name of class 1, 2, ... where they are known; else empty.
+        class_names: name of class 1, 2, ...; empty if they are unknown.
+
+    Raises:
+        ValueError: `num_classes` or `image_size` is out of range.
 
     Source:
         SSD, arXiv:1512.02325.
@@ -41,7 +44,7 @@ class SSD(nn.Module):
 
     mean: Tensor
     std: Tensor
-    anchors: Tensor  # [A, 4] xyxy, fractions of the picture
+    anchors: Tensor  # [A, 4] xyxy, fractions of the image
 
     def __init__(
         self,
@@ -77,37 +80,38 @@ class SSD(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """
         Args:
-            images: float [B, 3, S, S], RGB in [0, 1], S the preset's image size. channels_last is the fast layout.
+            images: float [B, 3, S, S], RGB in [0, 1], S the preset's image size. The channels_last memory format is
+                fastest.
 
         Returns:
-            logits [B, A, C], column 0 the background, and deltas [B, A, 4]; A in the order of :attr:`anchors`.
+            logits [B, A, C], column 0 is the background, and deltas [B, A, 4]; in the order of :attr:`anchors`.
 
         Raises:
-            ValueError: the backbone's feature maps are not those of the preset.
+            ValueError: the sizes of the feature maps are not those of the preset.
         """
         maps = _as_list(self.backbone((images - self.mean) / self.std))  # [B, D_l, H_l, W_l] for each level l
         grids = tuple((x.shape[2], x.shape[3]) for x in maps)
         if grids != self.preset.grid_sizes and grids not in self.other_grid_sizes:
             size = self.preset.image_size
             raise ValueError(
-                f"images: a picture of {images.shape[2]} x {images.shape[3]} gives feature maps {grids}; "
-                f"preset {self.preset.name!r} expects {size} x {size} and {self.preset.grid_sizes}"
+                f"images: expected {size} x {size} pixels and feature maps {self.preset.grid_sizes} as in the preset "
+                f"{self.preset.name!r}, got {images.shape[2]} x {images.shape[3]} and {grids}"
             )
         logits, deltas = self.head(maps)
         return logits, deltas
 
     def allow_size(self, image_size: int) -> Preset:
-        """Take pictures of another size too, as training at several scales does.
+        """Accept images of another size too, as multi-scale training needs.
 
         Args:
             image_size: height and width, pixels.
 
         Returns:
-            The preset of that size: its :meth:`~Preset.anchors` are what the outputs speak of, in place of
-            :attr:`anchors`, which remain those of the network's own preset.
+            The preset of that size. Its :meth:`~Preset.anchors` belong to the outputs at that size; :attr:`anchors`
+            remain those of the model's own preset.
 
         Raises:
-            ValueError: the backbone cannot take such pictures.
+            ValueError: the backbone does not accept images of this size.
         """
         check_size(image_size)
         levels = len(self.preset.grid_sizes)
@@ -118,25 +122,25 @@ class SSD(nn.Module):
             raise ValueError(f"{self.preset.name!r} cannot take {image_size} x {image_size} pixels: {reason}") from None
         if len(grids) != levels or not all(map(all, grids)):
             raise ValueError(
-                f"{self.preset.name!r} cannot take {image_size} x {image_size} pixels: its backbone gives feature maps "
-                f"{grids}, the preset has {levels}"
+                f"{self.preset.name!r} cannot take {image_size} x {image_size} pixels: expected {levels} feature maps, "
+                f"got {grids}"
             )
         if grids != self.preset.grid_sizes:
             self.other_grid_sizes += (grids,)
         return self.preset.at_size(image_size, grids)
 
     def freeze(self, *patterns: str) -> list[str]:
-        """Keep modules as they are in training: no gradients, and batch normalisation by the statistics that it has.
+        """Do not train these modules: no gradients, and batch normalisation keeps its running statistics.
 
         Args:
-            patterns: names of modules with shell wildcards: ``"backbone"`` is all of it, ``"backbone.vgg.[0-9]"`` its
-                first ten layers.
+            patterns: names of modules, with shell wildcards: ``"backbone"`` is the whole backbone,
+                ``"backbone.vgg.[0-9]"`` its first ten layers.
 
         Returns:
-            The names of the modules that the patterns meant.
+            The names of the modules that match.
 
         Raises:
-            ValueError: a pattern means no module.
+            ValueError: a pattern matches no module.
         """
         modules = [name for name, _ in self.named_modules() if name]
         chosen: list[str] = []
@@ -144,7 +148,7 @@ class SSD(nn.Module):
             found = [name for name in modules if fnmatchcase(name, pattern)]
             if not found:
                 parts = ", ".join(name for name in modules if name.count(".") < 2)
-                raise ValueError(f"freeze: no module is called {pattern!r}; there are {parts}, and those inside them")
+                raise ValueError(f"freeze: no module is called {pattern!r}; there are {parts}, and modules in them")
             chosen += [name for name in found if name not in chosen]
         self.frozen += tuple(chosen)
         for name in chosen:
@@ -166,11 +170,11 @@ def _as_list(maps: Sequence[Tensor] | Mapping[str, Tensor]) -> list[Tensor]:
 @torch.no_grad()
 def _shapes(backbone: nn.Module, image_size: int) -> list[tuple[int, int, int]]:
     """(channels, rows, columns) of the backbone's feature maps."""
-    like = next(backbone.parameters(), torch.empty(0))
+    parameter = next(backbone.parameters(), torch.empty(0))  # for dtype and device
     modes = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()  # one picture of zeros must not reach the statistics of a batch normalisation
+    backbone.eval()  # so that an image of zeros does not change the statistics of a batch normalisation
     try:
-        maps = _as_list(backbone(like.new_zeros(1, 3, image_size, image_size)))
+        maps = _as_list(backbone(parameter.new_zeros(1, 3, image_size, image_size)))
     finally:
         for module, mode in modes:
             module.training = mode

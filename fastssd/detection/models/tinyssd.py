@@ -21,7 +21,7 @@ class TinySSD(SSD):
     """The small network of Dive into Deep Learning, section 14.7: 5 feature maps, 5444 anchors, trained from scratch.
 
     Args:
-        num_classes: foreground classes.
+        num_classes: number of foreground classes.
         preset: other anchors, normalisation or activation for the same network.
     """
 

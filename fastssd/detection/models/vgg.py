@@ -11,12 +11,12 @@ from fastssd.detection.models.preset import RATIOS_4, RATIOS_6, Preset, paired_s
 from fastssd.detection.models.ssd import SSD
 from fastssd.detection.parts import L2Norm, Stages
 
-# Output channels of 3x3 convolutions; "M" halves the map by max pooling, "C" does so and rounds up.
+# Output channels of 3x3 convolutions. "M" is max pooling that halves the map, "C" the same with ceil_mode.
 CONV1_TO_CONV5 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "C", 512, 512, 512, "M", 512, 512, 512)
-CONV4_3 = 22  # its ReLU's place in `vgg`
+CONV4_3 = 22  # index of its ReLU in `vgg`
 
-# For each pair of layers behind fc7: channels of the 1x1 convolution, then channels, kernel, stride and padding of the
-# one that follows.
+# For each pair of layers after fc7: channels of the 1x1 convolution; channels, kernel, stride and padding of the
+# second.
 EXTRAS_300 = ((256, 512, 3, 2, 1), (128, 256, 3, 2, 1), (128, 256, 3, 1, 0), (128, 256, 3, 1, 0))
 EXTRAS_512 = ((256, 512, 3, 2, 1), *((128, 256, 3, 2, 1),) * 3, (128, 256, 4, 1, 1))
 
@@ -27,16 +27,16 @@ SSD300 = Preset(
     scales=paired_scales((0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)),
     aspect_ratios=(RATIOS_4, RATIOS_6, RATIOS_6, RATIOS_6, RATIOS_4, RATIOS_4),
     mean=(0.48235, 0.45882, 0.40784),
-    std=(1 / 255, 1 / 255, 1 / 255),  # VGG16 as Caffe trained it: pixels from 0 to 255, mean subtracted
+    std=(1 / 255, 1 / 255, 1 / 255),  # VGG16 was trained in Caffe: pixels from 0 to 255, mean subtracted
     steps=(8, 16, 32, 64, 100, 300),
     clip="size",
 )
-"""The anchors for COCO, as torchvision has them."""
+"""The anchors of torchvision, for COCO."""
 
 SSD300_VOC = replace(
     SSD300, name="ssd300_vgg16_voc", scales=paired_scales((0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05)), clip="all"
 )
-"""The anchors for Pascal VOC, as ssd.pytorch and lufficc/SSD have them."""
+"""The anchors of ssd.pytorch and lufficc/SSD, for Pascal VOC."""
 
 SSD512 = replace(
     SSD300,
@@ -47,18 +47,18 @@ SSD512 = replace(
     aspect_ratios=(RATIOS_4, RATIOS_6, RATIOS_6, RATIOS_6, RATIOS_6, RATIOS_4, RATIOS_4),
     steps=(8, 16, 32, 64, 128, 256, 512),
 )
-"""The anchors for COCO, as lufficc/SSD has them."""
+"""The anchors of lufficc/SSD, for COCO."""
 
 SSD512_VOC = replace(
     SSD512, name="ssd512_vgg16_voc", scales=paired_scales((0.07, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 537.65 / 512))
 )
-"""The anchors for Pascal VOC, as lufficc/SSD has them."""
+"""The anchors of lufficc/SSD, for Pascal VOC."""
 
 
 class VGG16(nn.Module):
-    """VGG16 up to conv5_3, its first two fully connected layers as convolutions, and pairs of convolutions behind them.
+    """VGG16 up to conv5_3, its first two fully connected layers as convolutions, then pairs of convolutions.
 
-    Layer N of `vgg` is the one that ssd.pytorch calls ``vgg.N``; up to conv5_3 it is also torchvision's ``features.N``.
+    Layer N of `vgg` is ``vgg.N`` in ssd.pytorch, and up to conv5_3 ``features.N`` in torchvision.
 
     Args:
         extras: the pairs, as in :data:`EXTRAS_300`.
@@ -78,7 +78,7 @@ class VGG16(nn.Module):
                 layers += _conv_relu(width, item, 3, padding=1)
                 width = item
         layers.append(nn.MaxPool2d(3, stride=1, padding=1))
-        layers += _conv_relu(512, 1024, 3, padding=6, dilation=6)  # fc6, every third weight of 7x7 kept: "atrous"
+        layers += _conv_relu(512, 1024, 3, padding=6, dilation=6)  # fc6: every third weight of its 7x7 kernel
         layers += _conv_relu(1024, 1024, 1)  # fc7
         self.vgg = nn.Sequential(*layers)
         self.norm = L2Norm(512, scale=20.0)

@@ -1,4 +1,4 @@
-"""Pretrained weights: published ones by name, other people's files by path, all without their libraries."""
+"""Pretrained weights: published ones by name, files of other projects by path, without the libraries of these."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ PUBLISHED: dict[str, dict[str, str]] = {
     "ssdlite320_mobilenet_v3_large": {"COCO_V1": "ssdlite320_mobilenet_v3_large_coco-a79551df.pth"},
     "ssdlite320_mobilenet_v3_large_full": _MOBILENET,
 }
-"""For each model the weights that torchvision publishes, by torchvision's names: files at :data:`ADDRESS`, each with
-the beginning of its SHA-256. COCO_V1 is a whole detector, IMAGENET1K_... a backbone."""
+"""For each model the weights that torchvision publishes, by torchvision's names. The files are at :data:`ADDRESS`; a
+file name ends with the beginning of the SHA-256. COCO_V1 is a whole detector, IMAGENET1K_... a backbone."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What :func:`load_weights` did; ``str()`` tells it in a line."""
+    """What :func:`load_weights` did; ``str()`` gives a summary of one line."""
 
     source: str
     loaded: tuple[str, ...]
-    """Tensors that were taken over, wholly or for some classes."""
+    """Tensors that were loaded, completely or for some classes."""
     initialised: tuple[str, ...]
-    """Tensors that stay as they were initialised, wholly or for some classes."""
+    """Tensors that keep their initial values, completely or for some classes."""
     new_classes: tuple[str, ...]
-    """Classes that the weights do not know; with numbers for names where there are none."""
+    """Classes that are not in the weights; their numbers if the model has no class names."""
 
     def __str__(self) -> str:
         whole = len({*self.loaded, *self.initialised})
         kept = len({*self.loaded} - {*self.initialised})
-        text = f"weights of {self.source}: {kept} of {whole} tensors taken over whole"
+        text = f"weights of {self.source}: {kept} of {whole} tensors loaded completely"
         if self.new_classes:
             heads = sorted({".".join(name.split(".")[:3]) for name in self.initialised if "head.classes." in name})
             text += f"; re-initialised for the new classes {', '.join(self.new_classes)}: {', '.join(heads)}"
@@ -64,15 +64,15 @@ class LoadReport:
 
 
 def read_weights(weights: str | os.PathLike[str], model: str) -> Pretrained:
-    """Weights as this package names them, with what their file says or implies about classes and anchors.
+    """Weights under the names of this package, with the classes and anchors that the file states or implies.
 
     Args:
-        weights: a name in :data:`PUBLISHED`, fetched once into torch's folder for such files
+        weights: a name in :data:`PUBLISHED`, downloaded once into torch's folder for such files
             (``$TORCH_HOME/hub/checkpoints``, by default in ``~/.cache/torch``); or the path of a checkpoint of this
-            package, or of a state dict of torchvision, ssd.pytorch or lufficc/SSD. Nothing pickled in it is executed,
-            and its checksums are compared: a checkpoint's SHA-256, else the CRC-32 that torch.save writes. A file in
-            torch's format of before 1.6 has none; it is read with an ``UnverifiedFileWarning``.
-        model: a key of :data:`fastssd.detection.MODELS`: whose published weights a name means.
+            package, or of a state dict of torchvision, ssd.pytorch or lufficc/SSD. No code in it is executed, and its
+            checksums are compared: the SHA-256 of a checkpoint, else the CRC-32 that torch.save writes. Files in the
+            format of torch before 1.6 have none; they are read with an ``UnverifiedFileWarning``.
+        model: a key of :data:`fastssd.detection.MODELS`; `weights` is looked up among the published ones of this model.
 
     Raises:
         FileNotFoundError: there is no such file, and no such name.
@@ -85,33 +85,34 @@ def read_weights(weights: str | os.PathLike[str], model: str) -> Pretrained:
         path = Path(weights)
     else:
         names = ", ".join(named) or "none"
-        reason = f"there is no such file, and the published weights of {model} are: {names}"
+        reason = f"no such file; the published weights of {model} are: {names}"
         raise FileNotFoundError(errno.ENOENT, reason, os.fspath(weights))
     try:
         content, sealed = read_tensors(path)
     except ValueError as error:
         raise WeightsError(f"{error}") from error
-    if sealed is None and weights not in named:  # what is published has its SHA-256 in its name
-        warn_unverified(path, "torch's old format has no checksums; torch.save writes it anew in one that has")
+    if sealed is None and weights not in named:  # published files are checked by the SHA-256 in their name
+        warn_unverified(path, "torch's old format has no checksums; load it and torch.save it again to get them")
     found = convert(content, os.fspath(weights))
     if found.num_columns and found.model not in (None, model):
-        raise WeightsError(f"{os.fspath(weights)} holds the weights of {found.model}, not of {model}")
+        raise WeightsError(f"{os.fspath(weights)} has the weights of {found.model}, not of {model}")
     return found
 
 
 @torch.no_grad()
 def load_weights(model: SSD, weights: Pretrained, class_names: Sequence[str] = ()) -> LoadReport:
-    """Take over what fits: the backbone, the box heads, and the class heads' rows of the classes that both know.
+    """Load what fits: the backbone, the box heads, and in the class heads the rows of the classes that both have.
 
-    Classes are matched by name where both sides have names, else they have to be equal in number. What the weights know
-    nothing of stays as it is in `model`: fresh from its initialisation, as a rule.
+    Classes are matched by name if both sides have names; else their number must be the same. Everything that is not in
+    the weights stays as it is in `model`, which usually means freshly initialised.
 
     Args:
         model: its weights are overwritten.
-        weights: of :func:`read_weights`.
-        class_names: name of class 1, 2, ... of the model; default its ``class_names``.
+        weights: from :func:`read_weights`.
+        class_names: name of class 1, 2, ... of the model; default: its ``class_names``.
 
     Raises:
+        ValueError: `class_names` has another length than the model has classes.
         WeightsError: the weights are of another network.
     """
     names = tuple(class_names) or model.class_names
@@ -123,17 +124,17 @@ def load_weights(model: SSD, weights: Pretrained, class_names: Sequence[str] = (
     if foreign or wrong:
         name = (foreign or wrong)[0]
         raise WeightsError(
-            f"weights of {weights.source} are of another network, {weights.model or 'an unknown one'}: "
-            f"{name} {list(given[name].shape)} {'has no place here' if foreign else f'is {list(own[name].shape)} here'}"
+            f"weights of {weights.source} are of another network, {weights.model or 'an unknown one'}: {name} "
+            f"{list(given[name].shape)} {'does not exist here' if foreign else f'is {list(own[name].shape)} here'}"
         )
     rows = _class_rows(model, weights, names)
     loaded, fresh = [], []
     for name, tensor in own.items():
         source = given.get(name)
-        if source is not None and name.startswith("head.classes.") and _by_class(model, name, tensor):
+        if source is not None and name.startswith("head.classes.") and _has_class_rows(model, name, tensor):
             if None in rows:
                 fresh.append(name)
-            source = _rows_taken(tensor, source, rows, weights.num_columns)
+            source = _with_rows(tensor, source, rows, weights.num_columns)
         if source is not None and source.shape == tensor.shape:
             tensor.copy_(source)
             loaded.append(name)
@@ -146,14 +147,22 @@ def load_weights(model: SSD, weights: Pretrained, class_names: Sequence[str] = (
     return LoadReport(weights.source, tuple(loaded), tuple(fresh), new)
 
 
-def _by_class(model: SSD, name: str, tensor: Tensor) -> bool:
-    """Whether the rows of this tensor of a class head are k anchors times C columns."""
+def _has_class_rows(model: SSD, name: str, tensor: Tensor) -> bool:
+    """Whether this tensor of a class head has a row for each of k anchors times C columns."""
     level = int(name.split(".")[2])
     return tensor.ndim > 0 and tensor.shape[0] == model.preset.anchors_per_cell[level] * (model.num_classes + 1)
 
 
-def _rows_taken(tensor: Tensor, source: Tensor, rows: Sequence[int | None], columns: int) -> Tensor | None:
-    """`tensor` of a class head with those of its columns from `source` that `rows` names; None if they do not fit."""
+def _with_rows(tensor: Tensor, source: Tensor, rows: Sequence[int | None], columns: int) -> Tensor | None:
+    """`tensor` of a class head, with the rows of column i from column ``rows[i]`` of `source`.
+
+    Args:
+        rows: see :func:`_class_rows`.
+        columns: number of columns of `source`.
+
+    Returns:
+        None if nothing can be taken: `source` has another shape, or `rows` is all None.
+    """
     anchors = tensor.shape[0] // len(rows)
     known = [row for row, old in enumerate(rows) if old is not None]
     if not known or source.shape != (anchors * columns, *tensor.shape[1:]):
@@ -164,13 +173,13 @@ def _rows_taken(tensor: Tensor, source: Tensor, rows: Sequence[int | None], colu
 
 
 def _class_rows(model: SSD, weights: Pretrained, names: tuple[str, ...]) -> list[int | None]:
-    """For each column of the model the column of the weights that means the same."""
+    """For each column of the model the column of the weights for the same class; None if there is none."""
     nothing: list[int | None] = [None] * (model.num_classes + 1)
     if model.preset.activation != weights.activation:
         return nothing
     if not names or not weights.class_names:
         return list(range(model.num_classes + 1)) if weights.num_columns == model.num_classes + 1 else nothing
-    if names == weights.class_names:  # as they stand: COCO's have "N/A" more than once
+    if names == weights.class_names:  # not by name: COCO has "N/A" more than once
         return list(range(model.num_classes + 1))
-    places = {name: place for place, name in enumerate(weights.class_names, start=1)}
-    return [0, *(places.get(name) for name in names)]
+    columns = {name: column for column, name in enumerate(weights.class_names, start=1)}
+    return [0, *(columns.get(name) for name in names)]

@@ -1,4 +1,4 @@
-"""Files from their publisher's address, whole and once."""
+"""Downloads weights from their publisher, once, and compares their checksum."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from fastssd.detection.weights.formats import WeightsError
 
 
 def fetch(url: str) -> Path:
-    """The file of a URL whose name ends in ``-`` and the beginning of its SHA-256, as the publishers of weights do.
+    """Download a file, or find it if it was downloaded before.
 
-    It lies where ``torch.hub.load_state_dict_from_url`` keeps it too, so neither fetches what the other has. It is
-    downloaded under another name and moved when its checksum is right; one that lies there is checked as well.
+    The file is kept where ``torch.hub.load_state_dict_from_url`` keeps it too, so both share one copy. It is downloaded
+    under a temporary name and renamed when its checksum is right. The checksum of a file that exists is compared too.
+
+    Args:
+        url: the file name ends in ``-`` and the beginning of its SHA-256, as is usual for weights.
 
     Raises:
-        WeightsError: no connection, a download that broke off, or a wrong checksum.
+        ValueError: the file name has no checksum.
+        WeightsError: no connection, an incomplete download, or a wrong checksum.
     """
     name = Path(urlparse(url).path).name
     found = re.search(r"-([0-9a-f]{8,})\.", name)
@@ -28,14 +32,14 @@ def fetch(url: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.exists():
         if not _digest(path).startswith(found[1]):
-            raise WeightsError(f"{path} is not what {url} should be (SHA-256 {found[1]}...); delete it and try again")
+            raise WeightsError(f"{path} differs from {url} (SHA-256 {found[1]}...); delete it and try again")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(path), found[1], progress=False)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch's for a wrong checksum
         reason = "it is incomplete or was changed: wrong checksum" if isinstance(error, RuntimeError) else str(error)
-        raise WeightsError(f"cannot download {url}: {reason}. From elsewhere, put it there: {path}") from error
+        raise WeightsError(f"cannot download {url}: {reason}. If you have the file, copy it to {path}") from error
     return path
 
 

@@ -1,4 +1,4 @@
-"""Other people's state dicts under our names. docs/models.md has the table of what differs besides names."""
+"""State dicts of other projects under our names. docs/models.md has a table of what differs besides the names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastssd.detection.weights.reading import columns_of
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be had, read or used."""
+    """Weights that cannot be downloaded, read or used."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Pretrained:
     """Weights under the names of this package.
 
     Attributes:
-        source: where they are from, for people.
-        model: a key of :data:`fastssd.detection.MODELS`; None where the file does not say.
-        state_dict: the tensors; of a backbone alone, those of the backbone.
-        preset: the anchors and normalisation that the weights were trained with; None for a backbone, and where the
-            file does not say.
-        class_names: name of class 1, 2, ...; empty where they are unknown.
+        source: where they are from, for messages.
+        model: a key of :data:`fastssd.detection.MODELS`; None if the file does not say.
+        state_dict: the tensors of the detector, or of a backbone alone.
+        preset: the anchors and normalisation that the weights were trained with; None for a backbone, or if the file
+            does not say.
+        class_names: name of class 1, 2, ...; empty if they are unknown.
     """
 
     source: str
@@ -45,16 +45,17 @@ class Pretrained:
 
     @property
     def num_columns(self) -> int:
-        """Background and classes; 0 for a backbone."""
+        """Number of columns, background and classes; 0 for a backbone."""
         return columns_of(self.state_dict)
 
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
-"""A beginning of a foreign name, as a regular expression, and what stands for it here; "" for what has no use here."""
+"""The beginning of a foreign name, as a regular expression, and our name for it; "" for tensors that we do not use."""
 
 
 def _pair(match: re.Match[str]) -> str:
-    """ssd.pytorch's flat list of extras, without the ReLUs, as our pairs of convolutions with them."""
+    """Our name of a convolution in ssd.pytorch's list of extras: it is flat and without ReLUs, ours has pairs with
+    them."""
     return f"backbone.extras.{int(match[1]) // 2}.{int(match[1]) % 2 * 2}."
 
 
@@ -75,7 +76,7 @@ TORCHVISION_SSDLITE: tuple[Rule, ...] = (
 )
 TORCHVISION_VGG16: tuple[Rule, ...] = ((r"features\.", "backbone.vgg."), (r"classifier\.", ""))
 TORCHVISION_MOBILENET: tuple[Rule, ...] = (
-    (r"features\.13\.block\.0\.", "backbone.0.13."),  # the block is cut in two behind its expansion
+    (r"features\.13\.block\.0\.", "backbone.0.13."),  # this block is split after its expansion
     (r"features\.13\.block\.", "backbone.1.0."),
     (r"features\.(1[4-6])\.", lambda m: f"backbone.1.{int(m[1]) - 13}."),
     (r"features\.", "backbone.0."),
@@ -97,7 +98,7 @@ LUFFICC: tuple[Rule, ...] = (
     (r"box_head\.predictor\.reg_headers\.", "head.boxes."),
 )
 
-# A name that only this layout has: whose it is, the model, the rules.
+# A name that only this layout has, the project, the model, the rules.
 LAYOUTS: tuple[tuple[str, str, str, tuple[Rule, ...]], ...] = (
     ("backbone.scale_weight", "torchvision", "ssd300_vgg16", TORCHVISION_SSD300),
     ("backbone.features.1.0.1.0.weight", "torchvision", "ssdlite320_mobilenet_v3_large", TORCHVISION_SSDLITE),
@@ -110,30 +111,30 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[Rule, ...]], ...] = (
 
 
 def convert(content: Any, where: str) -> Pretrained:
-    """What ``torch.load`` gave, under our names.
+    """What ``torch.load`` returned, under our names.
 
     Args:
         content: a state dict, or a dictionary that holds one.
         where: the file, for messages.
 
     Raises:
-        WeightsError: the layout is none that is known, or a name in it is not of its layout.
+        WeightsError: an unknown layout, or a name that does not belong to the layout.
     """
     if isinstance(content, Mapping) and "fastssd" in content:
         return _own_checkpoint(content, where)
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]  # lufficc's and torchvision's training scripts
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{where} holds no state dict")
+        raise WeightsError(f"{where} has no state dict")
     state = {str(name).removeprefix("module."): value for name, value in content.items()}  # DataParallel's prefix
     if "head.classes.0.bias" in state or "head.classes.0.1.bias" in state:
         return Pretrained(f"fastssd ({where})", None, state)
-    for mark, owner, model, rules in LAYOUTS:
+    for mark, project, model, rules in LAYOUTS:
         if mark in state:
-            found = Pretrained(f"{owner} ({where})", model, _renamed(state, rules, where))
-            return _described(found, owner)
+            found = Pretrained(f"{project} ({where})", model, _renamed(state, rules, where))
+            return _described(found, project)
     some = ", ".join(list(state)[:3])
-    raise WeightsError(f"{where}: no known layout has the names {some}, ...")
+    raise WeightsError(f"{where}: unknown layout, with the names {some}, ...")
 
 
 def _own_checkpoint(content: Mapping[str, Any], where: str) -> Pretrained:
@@ -141,13 +142,13 @@ def _own_checkpoint(content: Mapping[str, Any], where: str) -> Pretrained:
         about = content["fastssd"]
         state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
         if not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError("its state_dict holds more than tensors")
+            raise ValueError("its state_dict has values that are not tensors")
         names, preset = tuple(about["class_names"]), Preset.from_dict(about["preset"])
         if not all(isinstance(name, str) for name in (about["model"], *names)):
-            raise ValueError("a name in it is no text")
+            raise ValueError("a name in it is not a string")
         return Pretrained(f"fastssd ({where})", about["model"], state, preset, names)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise WeightsError(f"{where} is not a checkpoint that this version reads: {error}") from error
+        raise WeightsError(f"{where} is not a checkpoint that this version can read: {error}") from error
 
 
 def _renamed(state: Mapping[str, Tensor], rules: tuple[Rule, ...], where: str) -> dict[str, Tensor]:
@@ -160,12 +161,12 @@ def _renamed(state: Mapping[str, Tensor], rules: tuple[Rule, ...], where: str) -
                     renamed[(ours if isinstance(ours, str) else ours(match)) + name[match.end() :]] = tensor
                 break
         else:
-            raise WeightsError(f"{where}: {name} has no place in our model")
+            raise WeightsError(f"{where}: {name} is unknown in this layout")
     return renamed
 
 
-def _described(found: Pretrained, owner: str) -> Pretrained:
-    """With the model, anchors and class names that the tensors imply."""
+def _described(found: Pretrained, project: str) -> Pretrained:
+    """`found` with the model, anchors and class names that its tensors imply."""
     model = found.model
     if "backbone.1.3.0.weight" in found.state_dict and len(found.state_dict["backbone.1.3.0.weight"]) == 960:
         model = "ssdlite320_mobilenet_v3_large_full"
@@ -174,7 +175,7 @@ def _described(found: Pretrained, owner: str) -> Pretrained:
         return replace(found, model=model)
     names = {91: COCO_91, 81: COCO_80, 21: VOC_20}.get(columns, ())
     preset = SSDLITE320 if "backbone.1.3.0.weight" in found.state_dict else SSD300
-    if owner != "torchvision":
+    if project != "torchvision":
         large = "head.boxes.6.bias" in found.state_dict
         model = "ssd512_vgg16" if large else "ssd300_vgg16"
         coco = columns > 80

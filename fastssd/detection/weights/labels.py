@@ -1,4 +1,4 @@
-"""What the columns of published detectors mean."""
+"""The class names of published detectors, in the order of their columns."""
 
 COCO_91 = tuple(
     """
@@ -10,11 +10,11 @@ potted plant,bed,N/A,dining table,N/A,N/A,toilet,N/A,tv,laptop,mouse,remote,keyb
 sink,refrigerator,N/A,book,clock,vase,scissors,teddy bear,hair drier,toothbrush
 """.replace("\n", "").split(",")
 )
-"""The 90 category ids of COCO, from 1; with the background that makes the 91 columns of torchvision's detectors. Ids
-that COCO never gave to a category are called N/A."""
+"""The 90 category ids of COCO, from 1; with the background these are the 91 columns of torchvision's detectors. Ids
+that COCO does not use are called N/A."""
 
 COCO_80 = tuple(name for name in COCO_91 if name != "N/A")
-"""The categories without gaps, by rising id: what lufficc/SSD counts."""
+"""The 80 categories of COCO without gaps, by ascending id: the columns of lufficc/SSD."""
 
 VOC_20 = tuple(
     """
@@ -22,4 +22,4 @@ aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,m
 train,tvmonitor
 """.replace("\n", "").split(",")
 )
-"""Pascal VOC's, in the order that everyone has."""
+"""The classes of Pascal VOC, in the usual alphabetical order."""
