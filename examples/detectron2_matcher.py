@@ -1,7 +1,7 @@
-"""detectron2's anchors matched by our kernels: the RPN's labels of one picture, with and without the matrix of IoUs.
+"""detectron2's anchors matched by our kernels: the RPN's labels of one image, with and without the matrix of IoUs.
 
-With detectron2 installed its own functions are asked too; the model's way is ``fastssd.compat.detectron2.patch()``
-before it is built, and nothing else changes.
+With detectron2 installed, its own results are compared. For a model, call ``fastssd.compat.detectron2.patch()``
+before it is built; nothing else changes.
 """
 
 import time
@@ -23,7 +23,7 @@ def milliseconds(call):
     return 1e3 * min(times)
 
 
-# Anchors as of Faster R-CNN with FPN, on a picture of 800 x 1056: five maps, three shapes a cell.
+# Anchors as in Faster R-CNN with FPN, on an image of 800 x 1056: five feature maps, three shapes a cell.
 height, width = 800, 1056
 strides = (4, 8, 16, 32, 64)
 grids = [(height // stride, width // stride) for stride in strides]
@@ -35,7 +35,7 @@ gt_boxes = torch.cat([corner, corner + 20 + 200 * torch.rand(20, 2, generator=ge
 
 matcher = fast.Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True)
 matched, labels = matcher(fast.pairwise_iou(gt_boxes, anchors))  # as in detectron2
-again = matcher.match(gt_boxes, anchors)  # the same, and the matrix is never made
+again = matcher.match(gt_boxes, anchors)  # the same result without the matrix
 assert torch.equal(matched, again[0])
 assert torch.equal(labels, again[1])
 counts = [int((labels == label).sum()) for label in (1, 0, -1)]
@@ -54,7 +54,7 @@ try:
     from detectron2.modeling.matcher import Matcher
     from detectron2.structures import Boxes, pairwise_iou
 except ImportError:
-    print("detectron2 is not installed here, so it was not asked")
+    print("detectron2 is not installed here, so there is no comparison with it")
 else:
     theirs = Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True)
     host = theirs(pairwise_iou(Boxes(gt_boxes), Boxes(anchors)))

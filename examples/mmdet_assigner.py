@@ -1,4 +1,4 @@
-"""mmdetection's MaxIoUAssigner on our kernels: from a config where mmdet is installed, and by hand where it is not."""
+"""mmdetection's MaxIoUAssigner on our kernels: built from a config if mmdet is installed, else constructed directly."""
 
 import time
 from types import SimpleNamespace
@@ -25,13 +25,13 @@ def boxes(count, size, generator):
 
 
 generator = torch.Generator().manual_seed(0)
-priors, truths, crowd = boxes(100_000, 200, generator), boxes(30, 300, generator), boxes(2, 300, generator)
+priors, gt_boxes, crowd = boxes(100_000, 200, generator), boxes(30, 300, generator), boxes(2, 300, generator)
 options = {"pos_iou_thr": 0.5, "neg_iou_thr": 0.4, "min_pos_iou": 0.0, "ignore_iof_thr": 0.5}
 config = {"type": "MaxIoUAssigner", **options}
 
-# InstanceData of mmengine has these attributes; anything else that has them will do.
+# InstanceData of mmengine has these attributes; any other object that has them works too.
 pred_instances = SimpleNamespace(priors=priors)
-gt_instances = SimpleNamespace(bboxes=truths, labels=torch.arange(30))
+gt_instances = SimpleNamespace(bboxes=gt_boxes, labels=torch.arange(30))
 ignored = SimpleNamespace(bboxes=crowd)
 
 try:
@@ -39,7 +39,7 @@ try:
     from mmdet.registry import TASK_UTILS
 except ImportError:
     Theirs = None
-    print("mmdet is not installed here: the assigner is made by hand")
+    print("mmdet is not installed here: the assigner is constructed directly")
     assigner = fast.MaxIoUAssigner(**options)
 else:
     fast.register()  # in a config file: custom_imports = dict(imports=["fastssd.compat.mmdet.registered"])

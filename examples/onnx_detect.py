@@ -1,8 +1,8 @@
-"""Detect without torch: a detector is exported to ONNX once, and a process that never imports torch runs it.
+"""Detect without torch: export a detector to ONNX once, and run it in a process that never imports torch.
 
-    python examples/onnx_detect.py [CHECKPOINT [PICTURE...]]
+    python examples/onnx_detect.py [CHECKPOINT [IMAGE...]]
 
-Without a checkpoint a small network first learns one generated picture by heart, in a few seconds.
+Without a checkpoint, a small network is first trained on one generated image, for a few seconds.
 """
 
 import importlib.util
@@ -28,16 +28,16 @@ import sys
 import fastssd
 
 detector = fastssd.Detector(sys.argv[1])
-for picture in sys.argv[2:]:
-    for name, score, box in detector(picture):
+for image in sys.argv[2:]:
+    for name, score, box in detector(image):
         print(f"{name} {score:.2f} at", *(round(x) for x in box))
 print("torch is", "loaded" if "torch" in sys.modules else "not loaded")
 """
 
 
-def learn_by_heart(image: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, classes: int) -> fastssd.TinySSD:
+def train_on_one(image: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, classes: int) -> fastssd.TinySSD:
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # with so little to do, more would wait for each other
+    torch.set_num_threads(1)  # with so little work, several threads would only wait for each other
     model, criterion = fastssd.TinySSD(classes), fastssd.Criterion()
     targets = criterion.match_targets(model.anchors, [boxes], [labels])
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
@@ -52,16 +52,16 @@ def learn_by_heart(image: torch.Tensor, boxes: torch.Tensor, labels: torch.Tenso
 folder = Path(tempfile.mkdtemp())
 if len(sys.argv) > 1:
     model, made = fastssd.load_checkpoint(sys.argv[1])
-    names, pictures = made.class_names, sys.argv[2:]
+    names, paths = made.class_names, sys.argv[2:]
 else:
     data = shapes_dataset(1)
     names, sample = data.class_names, data[0]
     image = torch.from_numpy(sample.image).permute(2, 0, 1)[None] / 255
-    model = learn_by_heart(image, torch.from_numpy(sample.boxes) / 256, torch.from_numpy(sample.labels), len(names))
-    pictures = [str(folder / "picture.png")]
-    Image.fromarray(sample.image).save(pictures[0])
+    model = train_on_one(image, torch.from_numpy(sample.boxes) / 256, torch.from_numpy(sample.labels), len(names))
+    paths = [str(folder / "image.png")]
+    Image.fromarray(sample.image).save(paths[0])
     print("to be found:", *(names[label - 1] for label in sample.labels))
 
 exported = export_onnx(model, folder / "model.onnx", class_names=names)
 print(f"{exported.size / 1e6:.1f} MB, equal to torch within {exported.difference:.0e}")
-subprocess.run([sys.executable, "-c", DETECT, exported.path, *pictures], check=True)
+subprocess.run([sys.executable, "-c", DETECT, exported.path, *paths], check=True)

@@ -1,9 +1,9 @@
-"""Detect in the pictures of a folder on as many machines as there are: Ray Data, whose actors hold a detector each.
+"""Detect in the images of a folder on one machine or many, with Ray Data: each actor holds a detector.
 
     python examples/ray_predict.py [MODEL FOLDER OUT [ACTORS]]
 
-MODEL is an ONNX file or a checkpoint. On a cluster (RAY_ADDRESS says which) all three are paths that every machine
-sees. Without arguments a small folder is made, and what the actors find is compared with what a detector finds here.
+MODEL is an ONNX file or a checkpoint. On a cluster (RAY_ADDRESS has its address) every machine must see all three
+paths. Without arguments a small folder is made, and the actors' results are compared with those of one detector.
 """
 
 import importlib.util
@@ -32,13 +32,13 @@ ROWS = pa.schema(
         "width": pa.int64(),
         "height": pa.int64(),
         "detections": pa.list_(FOUND),
-        "error": pa.string(),  # of a picture that cannot be read, which has no detections
+        "error": pa.string(),  # for an image that cannot be read; it has no detections
     }
 )
 
 
 class Detect:
-    """An actor opens the model once. It has one CPU, so its network uses one thread."""
+    """Each actor opens the model once. It has one CPU, so its network uses one thread."""
 
     def __init__(self, model: str) -> None:
         self.detector = fastssd.Detector(model, threads=1)
@@ -53,9 +53,9 @@ class Detect:
 
 
 def detect_folder(model: str, folder: str, parts: str, actors: int) -> None:
-    """Each actor writes what it finds; nothing goes through one machine, and nothing is held in memory for long."""
-    pictures = ray.data.read_binary_files(folder, include_paths=True)
-    found = pictures.map_batches(
+    """Each actor writes its own results: no machine handles all data, and nothing stays in memory for long."""
+    images = ray.data.read_binary_files(folder, include_paths=True)
+    found = images.map_batches(
         Detect,
         fn_constructor_args=(model,),
         batch_size=32,
@@ -74,8 +74,8 @@ def rows_of(parts: str):
 
 def main(model: str, folder: str, out: str, actors: int = 2) -> None:
     if os.path.exists(f"{out}/parts"):
-        sys.exit(f"{out}/parts is there already, and what is found would be added to it; choose another OUT")
-    # On this machine alone: a CPU for each actor and one to read, and little memory for what is passed on.
+        sys.exit(f"{out}/parts exists already, and results would be added to it; choose another OUT")
+    # Without a cluster: a CPU for each actor and one for reading, and little memory for data between them.
     local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": actors + 1, "object_store_memory": 256 << 20}
     ray.init(include_dashboard=False, log_to_driver=False, **local)
     try:
@@ -89,7 +89,7 @@ def main(model: str, folder: str, out: str, actors: int = 2) -> None:
 
 
 def small_folder(place: Path) -> tuple[str, str]:
-    """A model and a folder of pictures, one of which is none."""
+    """A model and a folder of images, one of which is broken."""
     import torch
     from PIL import Image
 
@@ -101,14 +101,14 @@ def small_folder(place: Path) -> tuple[str, str]:
     network = fastssd.TinySSD(len(data.class_names))
     with torch.no_grad():
         for conv in network.head.classes:
-            conv.weight *= 15  # untrained, but as sure of some places as a trained one
+            conv.weight *= 15  # untrained, but with some scores as high as after training
     info = CheckpointInfo("tinyssd", data.class_names, network.preset, {}, 1, 0, {}, None, None, [])
     save_checkpoint({"state_dict": network.state_dict(), KEY: info.to_dict()}, place / "model.ckpt")
-    (place / "pictures").mkdir()
+    (place / "images").mkdir()
     for index, sample in enumerate(data):
-        Image.fromarray(sample.image).save(place / "pictures" / f"{index:02}.png")
-    (place / "pictures" / "broken.png").write_bytes(b"no picture")
-    return str(place / "model.ckpt"), str(place / "pictures")
+        Image.fromarray(sample.image).save(place / "images" / f"{index:02}.png")
+    (place / "images" / "broken.png").write_bytes(b"not an image")
+    return str(place / "model.ckpt"), str(place / "images")
 
 
 def compare(model: str, out: str) -> None:
@@ -122,7 +122,7 @@ def compare(model: str, out: str) -> None:
             assert [found["class"] for found in row["detections"]] == list(here.names)
             boxes = np.reshape([found["box"] for found in row["detections"]], (-1, 4))
             np.testing.assert_allclose(boxes, here.boxes, rtol=1e-4, atol=1e-2)
-    print(f"{len(rows) - len(failed)} pictures: the actors find what a detector finds here; {failed[0]} is named")
+    print(f"{len(rows) - len(failed)} images: the actors find the same as a detector here; {failed[0]} is broken")
 
 
 if len(sys.argv) > 1:

@@ -1,4 +1,4 @@
-"""supervision's detections through our NMS: index with what is kept, instead of ``with_nms``."""
+"""supervision's detections through our NMS: index with the kept boxes, instead of calling ``with_nms``."""
 
 import sys
 
@@ -25,4 +25,4 @@ theirs = detections.with_nms(threshold=0.5)
 order = np.argsort(-theirs.confidence, kind="stable")
 assert np.array_equal(kept.xyxy, theirs.xyxy[order])
 np.testing.assert_allclose(box_iou(kept.xyxy, kept.xyxy), sv.box_iou_batch(kept.xyxy, kept.xyxy), atol=1e-6)
-print("the same as with_nms and box_iou_batch")
+print("equal to with_nms and box_iou_batch")

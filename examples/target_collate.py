@@ -1,6 +1,6 @@
-"""A training loop of your own whose DataLoader does the matching: the step only mines and sums.
+"""A training loop of your own whose DataLoader does the matching, so that the step only mines and sums.
 
-Data set and loop are plain torch; of fastssd come the collate, the criterion and, here, a network.
+Data set and loop are plain torch. The collate function, the criterion and, here, the network are from fastssd.
 """
 
 import torch
@@ -11,7 +11,7 @@ from fastssd.data import shapes_dataset
 from fastssd.detection import TINYSSD
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     """Samples as torchvision's detectors take them: image, and boxes in pixels with labels from 1."""
 
     def __init__(self, count: int) -> None:
@@ -29,7 +29,7 @@ class Pictures(Dataset):
 
 
 def main() -> None:
-    data = Pictures(4)
+    data = Images(4)
     collate = fastssd.TargetCollate(TINYSSD.anchors(), boxes_in_pixels=True, num_classes=len(data.classes))
     loader = DataLoader(data, batch_size=2, num_workers=1, collate_fn=collate)
     model, criterion = fastssd.TinySSD(len(data.classes)), fastssd.Criterion()
@@ -42,7 +42,7 @@ def main() -> None:
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-        print(f"loss {losses.total.item():.3f}, {losses.num_positives.item()} positive anchors, ready made")
+        print(f"loss {losses.total.item():.3f}, {losses.num_positives.item()} positive anchors, matched by the worker")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""One line makes torchvision's SSD300 faster: `accelerate`. The losses, gradients and detections stay what they were.
+"""One line makes torchvision's SSD300 faster: `accelerate`. Losses, gradients and detections stay the same.
 
     python examples/torchvision_ssd.py
 
-Random weights, nothing is downloaded. The times are of what comes after the network, which stays as it is.
+The weights are random; nothing is downloaded. The times are those of all steps after the network, which is not changed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def best_time(call, model, rounds=3):
 
 
 def train(model, images, targets):
-    """Losses of a step, with the gradients left in the parameters."""
+    """The losses of a step; its gradients are left in the parameters."""
     model.train().zero_grad()
     losses = model(images, targets)
     sum(losses.values()).backward()
@@ -53,15 +53,16 @@ def main():
     after = accelerate(copy.deepcopy(before))  # <- the line
 
     torch.testing.assert_close(train(after, images, targets), train(before, images, targets))
-    for one, other in zip(after.parameters(), before.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
+    for parameter, other in zip(after.parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(detect(after, images), detect(before, images))
     print("losses, gradients and detections are equal")
 
     with torch.no_grad():
         features = before.backbone(before.transform(images)[0].tensors)
         outputs = {name: value.requires_grad_() for name, value in before.head(list(features.values())).items()}
-    for model in (before, after):  # from here on the network is remembered, and only what comes after it is timed
+    # From here on the network returns saved outputs, so that only the steps after it are timed.
+    for model in (before, after):
         model.backbone.forward = lambda pixels: features
         model.head.forward = lambda features: outputs
     for what, call in (

@@ -1,4 +1,4 @@
-"""Every example runs; one whose host is missing says so and ends well."""
+"""Every example runs; one whose host is missing says so and exits with status 0."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_example_runs(path, tmp_path):
     assert done.stdout
 
 
-def test_yolo_example_is_nms_picture_by_picture_and_class_by_class():
+def test_yolo_example_is_nms_of_each_image_and_class():
     run = runpy.run_path(str(next(path for path in EXAMPLES if path.stem == "yolo_nms")))["non_max_suppression"]
     rng = np.random.default_rng(1)
     prediction = np.concatenate([rng.uniform(20, 60, (2, 4, 300)), rng.random((2, 3, 300))], 1).astype(np.float32)

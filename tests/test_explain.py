@@ -1,11 +1,14 @@
-"""The explanations agree with the operators, and the pictures are pictures whatever comes."""
+"""The explanations agree with the operators, and any input can be drawn."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,12 +48,12 @@ def test_trace_nms_is_nms(seed: int, coarse: bool) -> None:
 @pytest.mark.parametrize("thresholds", [(0.5, None), (0.5, 0.3)])
 def test_trace_matching_is_match_anchors(seed: int, coarse: bool, thresholds: tuple[float, float | None]) -> None:
     rng = np.random.default_rng(seed)
-    anchors, truth = random_boxes(rng, 50, coarse=coarse), random_boxes(rng, seed, coarse=coarse)
+    anchors, gt_boxes = random_boxes(rng, 50, coarse=coarse), random_boxes(rng, seed, coarse=coarse)
     high, low = thresholds
-    trace = trace_matching(anchors, truth, iou_threshold=high, background_threshold=low)
-    matches = match_anchors(anchors, truth, iou_threshold=high, background_threshold=low)
+    trace = trace_matching(anchors, gt_boxes, iou_threshold=high, background_threshold=low)
+    matches = match_anchors(anchors, gt_boxes, iou_threshold=high, background_threshold=low)
     assert trace.gt_idx.tolist() == matches.gt_idx.tolist()
-    assert sorted(step.gt for step in trace.forced) == list(range(len(truth)))
+    assert sorted(step.gt for step in trace.forced) == list(range(len(gt_boxes)))
     for outcome, index in ((Outcome.IGNORED, trace.gt_idx == -2), (Outcome.BACKGROUND, trace.gt_idx == -1)):
         assert ((trace.outcome == outcome) == index).all()
 
@@ -70,7 +73,7 @@ def test_figures_are_drawn_without_pyplot(tmp_path) -> None:
         "no boxes": nms_figure(np.empty((0, 4)), np.empty(0), 0.3),
         "steps": matching_steps_figure(boxes[:5], boxes[5:7], background_threshold=0.3),
         "anchors": matching_figure(image, anchors, boxes[:3], grids=grids),
-        "no truth": matching_figure(image, anchors, np.empty((0, 4)), grids=grids),
+        "no ground truth": matching_figure(image, anchors, np.empty((0, 4)), grids=grids),
     }
     for name, figure in figures.items():
         save_figure(figure, tmp_path / f"{name}.png")
@@ -92,7 +95,7 @@ class TestDrawDetections:
     )
 
     @pytest.mark.parametrize("size", [(1, 1), (2, 200), (200, 2), (30, 30), (480, 640)])
-    def test_any_box_on_any_picture(self, size: tuple[int, int]) -> None:
+    def test_any_box_on_any_image(self, size: tuple[int, int]) -> None:
         from fastssd.explain.draw import draw_detections
 
         image = np.zeros((*size, 3), np.uint8)
@@ -102,7 +105,7 @@ class TestDrawDetections:
         assert np.asarray(drawn).any()
         assert not image.any()
 
-    def test_what_cannot_be_seen_is_not_drawn(self) -> None:
+    def test_invisible_boxes_are_not_drawn(self) -> None:
         from fastssd.explain.draw import draw_detections
 
         image = np.full((50, 60, 3), 77, np.uint8)
@@ -130,7 +133,7 @@ class TestDrawDetections:
             assert not any(placed[0].overlap(other) for other in taken)
             taken.append(placed[0])
 
-    def test_small_picture_is_enlarged_on_request(self) -> None:
+    def test_small_image_is_enlarged_on_request(self) -> None:
         from fastssd.explain.draw import draw_detections
 
         assert draw_detections(np.zeros((30, 60, 3), np.uint8), [[1, 2, 9, 8]], min_size=300).size == (300, 150)
@@ -161,22 +164,54 @@ class TestDrawDetections:
 
 
 class TestPage:
+    """docs/how-ssd-works.md: its code, its program with what it prints, its figures."""
+
     ROOT = Path(__file__).parents[1]
     TEXT = (ROOT / "docs" / "how-ssd-works.md").read_text()
+    PROGRAM = (ROOT / "examples" / "ssd_by_hand.py").read_text()
+    EXCERPTS = re.findall(r"<!-- (\S+) -->\n```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", TEXT, re.DOTALL)
+
+    @staticmethod
+    def run(code: str, names: dict[str, Any]) -> str:
+        """What the code prints; `names` are its variables before and after."""
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(code, names)
+        return printed.getvalue()
 
     def test_excerpts_are_the_code(self) -> None:
-        excerpts = re.findall(r"<!-- (\S+) -->\n```python\n(.*?)```", self.TEXT, re.DOTALL)
-        assert len(excerpts) >= 7
-        for file, excerpt in excerpts:
+        assert len(self.EXCERPTS) >= 7
+        for file, excerpt, _ in self.EXCERPTS:
             source = (self.ROOT / file).read_text()
-            assert any(textwrap.indent(excerpt, indent) in source for indent in ("    ", " " * 8)), (
+            assert any(textwrap.indent(excerpt, indent) in source for indent in ("", "    ", " " * 8)), (
                 f"{file} has changed"
             )
 
-    def test_example_runs(self) -> None:
-        (example,) = re.findall(r"## Try it\n+```python\n(.*?)```", self.TEXT, re.DOTALL)
-        exec(example, {"print": lambda *_: None})
+    def test_program_prints_what_the_page_shows_piece_by_piece(self) -> None:
+        pieces = [(code, shown) for file, code, shown in self.EXCERPTS if file == "examples/ssd_by_hand.py"]
+        names: dict[str, Any] = {}
+        for code, shown in pieces:
+            assert self.run(code, names) == shown
+        assert self.run(self.PROGRAM, {}) == "".join(shown for _, shown in pieces)
 
-    def test_pictures_are_there_and_drawn_by_the_command(self) -> None:
+    def test_program_is_the_operators_and_the_figures(self) -> None:
+        from fastssd.explain import __main__ as figures
+
+        names: dict[str, Any] = {}
+        self.run(self.PROGRAM, names)
+        assert names["anchors"].tolist() == [list(box) for box in figures.ANCHORS]
+        assert names["gt_boxes"].tolist() == [list(box) for box in figures.GT_BOXES]
+        assert names["boxes"].tolist() == [list(box) for box in figures.BOXES]
+        assert names["scores"].tolist() == list(figures.SCORES)
+        assert names["gt_idx"].tolist() == match_anchors(names["anchors"], names["gt_boxes"]).gt_idx.tolist()
+        assert names["kept"] == nms(names["boxes"], names["scores"], 0.45).tolist()
+
+    def test_changes_do_what_the_page_says(self) -> None:
+        changes = re.findall(r"^\| `(.*?)` \| `(.*?)` \| `(result: .*?)` \|", self.TEXT, re.MULTILINE)
+        assert changes
+        for old, new, result in changes:
+            assert self.PROGRAM.count(old) == 1
+            assert result in self.run(self.PROGRAM.replace(old, new), {}).splitlines()
+
+    def test_figures_are_there_and_drawn_by_the_command(self) -> None:
         shown = set(re.findall(r"\(images/(\S+)\)", self.TEXT))
         assert shown == {path.name for path in (self.ROOT / "docs" / "images").iterdir()}

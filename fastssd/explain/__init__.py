@@ -1,1 +1,1 @@
-"""Pictures of what an SSD did: detections, matching, non-maximum suppression."""
+"""Figures of what an SSD did: detections, matching, non-maximum suppression."""

@@ -1,4 +1,4 @@
-"""``python -m fastssd.explain docs/images``: draw the pictures of docs/how-ssd-works.md."""
+"""``python -m fastssd.explain docs/images``: draw the figures of docs/how-ssd-works.md."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fastssd.explain.nms import nms_figure
 from fastssd.explain.paths import paths_figure
 from fastssd.explain.style import save_figure
 
-SHOWN = 2  # number of the generated picture
+SHOWN = 2  # number of the generated image
 
-# Both first ground truths overlap the second anchor most; the third one has no anchor of 0.5.
+# G1 and G2 both overlap a2 most; G3 overlaps no anchor by 0.5. examples/ssd_by_hand.py has the same boxes.
 GT_BOXES = ((12, 11, 54, 62), (26, 19, 71, 60), (76, 8, 96, 28))
 ANCHORS = ((7, 6, 44, 54), (18, 17, 59, 65), (41, 24, 88, 69), (71, 2, 90, 32), (54, 75, 93, 96))
 
-# Two objects found several times each; the sixth box overlaps the fifth, which the first one has deleted before.
+# Two objects, found several times each. Box 6 overlaps box 5, which box 1 has deleted before.
 BOXES = (
     (3, 5, 43, 51),
     (58, 4, 89, 39),
@@ -40,7 +40,7 @@ SCORES = (0.95, 0.91, 0.86, 0.78, 0.64, 0.58, 0.52, 0.40)
 
 
 def main(folder: Path) -> None:
-    """Draw all pictures into `folder`."""
+    """Draw all figures into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     shapes = shapes_dataset(SHOWN + 1)
     sample = shapes[SHOWN]
@@ -65,7 +65,7 @@ def main(folder: Path) -> None:
 
 
 def write(picture: Image.Image, path: Path) -> None:
-    """As PNG with a palette, a third of the size, for a page to load fast."""
+    """As PNG with a palette: a third of the size, so that the page loads fast."""
     few = picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
 

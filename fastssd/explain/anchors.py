@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def anchors_figure(image: NDArray[np.uint8], anchors: ArrayLike, *, grids: Sequence[tuple[int, int]]) -> Figure:
-    """The grid of each feature map over the picture, with the anchors of the cell in its middle.
+    """The grid of each feature map over the image, with the anchors of the cell in its middle.
 
     Args:
         image: uint8 [H, W, 3].
@@ -32,7 +32,7 @@ def anchors_figure(image: NDArray[np.uint8], anchors: ArrayLike, *, grids: Seque
     figure, axes = style.panels(len(grids), panel=(2.4, 2.4 * height / width), columns=5)
     start = 0
     for panel, (rows, columns) in zip(axes, grids, strict=True):
-        style.draw_picture(panel, image, faded=True)
+        style.draw_image(panel, image, faded=True)
         style.draw_grid(panel, rows, columns, (height, width))
         cell = (rows // 2) * columns + columns // 2
         own = anchors[start + cell * per_cell : start + (cell + 1) * per_cell]

@@ -1,4 +1,4 @@
-"""How well anchors cover a data set: every ground truth by its size, beside the shapes that the anchors have."""
+"""How well anchors cover a data set: each ground-truth box by its size, beside the shapes of the anchors."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def coverage_figure(
     *,
     iou_threshold: float = 0.5,
 ) -> Figure:
-    """A row for each preset: width against height of ground truth and anchors, and the best IoU by class.
+    """A row for each preset: width against height of ground-truth boxes and anchors, and the best IoU by class.
 
     Args:
         presets: by the name to show.
-        gt_boxes: for each picture [G_i, 4] xyxy, fractions of the picture.
-        gt_labels: for each picture [G_i], 1-based.
+        gt_boxes: for each image [G_i, 4] xyxy, fractions of the image.
+        gt_labels: for each image [G_i], 1-based.
         class_names: of class 1, 2, ...
-        iou_threshold: from which an anchor is positive.
+        iou_threshold: an anchor with this IoU or more is positive.
 
     Raises:
         ImportError: matplotlib is missing (``pip install 'fastssd[viz]'``).

@@ -1,4 +1,4 @@
-"""Draw boxes with their class and score on a picture (Pillow; extra ``viz``)."""
+"""Draw boxes with their class and score on an image (Pillow; extra ``viz``)."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def draw_detections(
 ) -> Image.Image:
     """A copy of `image` with boxes drawn on it, each in the colour of its class and tagged with class and score.
 
-    Lines and letters grow with the picture. A tag stays inside the picture and keeps clear of other tags where there is
-    room; boxes with higher scores come out on top. Boxes that are not finite or lie outside the picture are not drawn.
+    Lines and letters grow with the image. A tag stays inside the image and keeps clear of other tags where there is
+    room; boxes with higher scores come out on top. Boxes that are not finite or lie outside the image are not drawn.
 
     Args:
         image: uint8 [H, W, 3], RGB.
@@ -72,7 +72,7 @@ def draw_detections(
         labels: [K], 1-based index into `class_names` (0 is the network's background). None: no class in the tags.
         scores: [K] in [0, 1], or None: no score in the tags.
         class_names: names of the classes 1, 2, ...; where there is none for a label the tag reads ``class 7``.
-        min_size: enlarge a picture whose longer side has fewer pixels (a small one has no room for tags).
+        min_size: enlarge an image whose longer side has fewer pixels (a small one has no room for tags).
 
     Raises:
         ValueError: a shape, length or dtype is not the one stated here.
@@ -171,7 +171,7 @@ def picture_grid(pictures: Sequence[Image.Image], *, columns: int = 3, gap: int 
 
 
 def font_size(size: tuple[int, int]) -> int:
-    """Height of a tag's letters in pixels for a picture of this size: grows with the square root of its area."""
+    """Height of a tag's letters in pixels for an image of this size: grows with the square root of its area."""
     return max(SMALLEST_FONT, round(0.026 * math.sqrt(size[0] * size[1])))
 
 
@@ -196,7 +196,7 @@ def _column(name: str, values: ArrayLike | None, count: int) -> NDArray[Any] | N
 
 
 def _to_pixels(box: NDArray[np.float64], size: tuple[int, int]) -> _Rect | None:
-    """The pixels a box covers, at least one; None where no part of it is in the picture."""
+    """The pixels a box covers, at least one; None where no part of it is in the image."""
     if not np.isfinite(box).all():
         return None
     width, height = size
@@ -244,7 +244,7 @@ def _tag_text(label: int | None, score: float | None, class_names: Sequence[str]
 def _place_tag(
     text: str, box: _Rect, size: tuple[int, int], font: ImageFont.FreeTypeFont, taken: Sequence[_Rect]
 ) -> tuple[_Rect, str] | None:
-    """Where the tag goes and what fits on it; None where the picture has no room for any tag."""
+    """Where the tag goes and what fits on it; None where the image has no room for any tag."""
     pad = _padding(font)
     ascent, descent = font.getmetrics()
     height = ascent + descent + pad

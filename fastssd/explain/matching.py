@@ -1,4 +1,4 @@
-"""Matching, step by step: which anchor is responsible for which ground truth, and why."""
+"""Matching, step by step: which anchor is responsible for which ground-truth box, and why."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Outcome(StrEnum):
     """What matching made of an anchor."""
 
     FORCED = "forced"
-    """It is the anchor that its ground truth took for itself: positive whatever the IoU."""
+    """Its ground-truth box took it for its own: positive at any IoU."""
     THRESHOLD = "threshold"
     """Its best IoU reaches the threshold: positive."""
     IGNORED = "ignored"
-    """Its best IoU lies between the two thresholds: it counts neither way."""
+    """Its best IoU lies between the two thresholds: neither positive nor background."""
     BACKGROUND = "background"
 
 
@@ -39,7 +39,7 @@ COLORS = {
 
 
 class ForceStep(NamedTuple):
-    """One step of the forcing: the largest IoU among the anchors and ground truths that are left."""
+    """One step of the forcing: the largest IoU among the anchors and ground-truth boxes that are left."""
 
     anchor: int
     gt: int
@@ -47,14 +47,14 @@ class ForceStep(NamedTuple):
 
 
 class MatchingTrace(NamedTuple):
-    """How :func:`fastssd.ops.match_anchors` comes to its result."""
+    """How :func:`fastssd.ops.match_anchors` arrives at its result."""
 
     iou: NDArray[Any]
     """[A, G]"""
     forced: tuple[ForceStep, ...]
     """In the order in which they were forced."""
     gt_idx: NDArray[np.int64]
-    """[A]: the ground truth, -1 background, -2 ignored; what ``match_anchors`` returns."""
+    """[A]: index of the ground-truth box, -1 background, -2 ignored; what ``match_anchors`` returns."""
     outcome: NDArray[np.str_]
     """[A] of :class:`Outcome`'s values."""
 
@@ -79,7 +79,7 @@ def trace_matching(
     gt_idx = np.full(num_anchors, -1)
     outcome = np.full(num_anchors, Outcome.BACKGROUND)
 
-    # The threshold: every anchor asks for its best ground truth.
+    # 1. The threshold: every anchor takes the ground-truth box that it overlaps most.
     for anchor in range(num_anchors if num_gt else 0):
         best = int(iou[anchor].argmax())
         if float(iou[anchor, best]) >= iou_threshold:
@@ -87,7 +87,7 @@ def trace_matching(
         elif float(iou[anchor, best]) >= low:
             gt_idx[anchor], outcome[anchor] = -2, Outcome.IGNORED
 
-    # The forcing: every ground truth gets an anchor of its own, the largest IoU of all that are left first.
+    # 2. The forcing: every ground-truth box takes an anchor of its own, the pair with the largest IoU first.
     forced = []
     left = iou.astype(np.float64)
     for _ in range(min(num_anchors, num_gt)):
@@ -105,7 +105,7 @@ def matching_steps_figure(
     iou_threshold: float = 0.5,
     background_threshold: float | None = None,
 ) -> Figure:
-    """The boxes of a small example and its table of IoU, once for every step of matching. For up to ten anchors or so.
+    """The boxes of a small example and its table of IoU, once for each step of matching. For up to about ten anchors.
 
     Args:
         anchors: [A, 4] xyxy, any unit.
@@ -120,37 +120,42 @@ def matching_steps_figure(
     figure, axes = style.panels(len(trace.forced) + 3, panel=(3.9, 3.3), note_lines=2)
     _draw_scene(axes[0], anchors, gt_boxes, None)
     style.bare(
-        axes[0], "Before", "Solid: the ground truths G. Dashed: the anchors a.\nThe tables hold the IoU of each pair."
+        axes[0], "Before", "Solid: ground-truth boxes G. Dashed: anchors a.\nThe tables hold the IoU of each pair."
     )
 
+    low = iou_threshold if background_threshold is None else background_threshold
+    colored, positive, served = {}, [], set()
+    for anchor, gt in enumerate(trace.iou.argmax(axis=1) if len(gt_boxes) else ()):
+        value = float(trace.iou[anchor, gt])
+        if value >= iou_threshold:
+            colored[anchor, int(gt)] = COLORS[Outcome.THRESHOLD]
+            positive.append(f"a{anchor + 1}")
+            served.add(int(gt))
+        elif value >= low:
+            colored[anchor, int(gt)] = COLORS[Outcome.IGNORED]
     rows, columns = np.zeros(len(anchors), bool), np.zeros(len(gt_boxes), bool)
+    _draw_table(axes[1], trace.iou, rows, columns, colored)
+    without = [f"G{gt + 1}" for gt in range(len(gt_boxes)) if gt not in served]
+    style.bare(
+        axes[1],
+        "Threshold",
+        f"Best IoU of an anchor {iou_threshold:g} or more: {', '.join(positive) or 'none'}.\n"
+        f"Ground truth without an anchor: {', '.join(without) or 'none'}.",
+    )
+
     for number, step in enumerate(trace.forced):
-        panel = axes[1 + number]
+        panel = axes[2 + number]
         _draw_table(panel, trace.iou, rows, columns, {(step.anchor, step.gt): COLORS[Outcome.FORCED]})
         rows[step.anchor] = columns[step.gt] = True
         why = (
             f"The largest IoU{' left' if number else ''} is {step.iou:.2f}: G{step.gt + 1} takes a{step.anchor + 1}.\n"
         )
         if step.iou < iou_threshold:
-            why += f"It is under {iou_threshold:g}, and counts all the same."
+            why += f"It is below {iou_threshold:g}, and counts nevertheless."
         else:
             why += "Both leave the table."
         style.bare(panel, f"Forcing, step {number + 1}", why)
 
-    colored = {}
-    for anchor, gt in enumerate(trace.gt_idx):
-        if trace.outcome[anchor] != Outcome.BACKGROUND:
-            best = int(gt) if gt >= 0 else int(trace.iou[anchor].argmax())
-            colored[anchor, best] = _color(trace, anchor)
-    panel = axes[-2]
-    _draw_table(panel, trace.iou, np.zeros_like(rows), np.zeros_like(columns), colored)
-    others = [f"a{a + 1}" for a in np.flatnonzero(trace.outcome == Outcome.THRESHOLD)]
-    found = f"here {', '.join(others)}" if others else "here none"
-    style.bare(
-        panel,
-        "Threshold",
-        f"Every anchor not forced whose best IoU is\n{iou_threshold:g} or more is positive too: {found}.",
-    )
     _draw_scene(axes[-1], anchors, gt_boxes, trace)
     _legend(axes[-1], trace, f"After: {int((trace.gt_idx >= 0).sum())} positive anchors")
     return figure
@@ -165,7 +170,7 @@ def matching_figure(
     iou_threshold: float = 0.5,
     background_threshold: float | None = None,
 ) -> Figure:
-    """What matching makes of every anchor of a picture: the boxes on the picture, and the cells map by map.
+    """What matching makes of each anchor of an image: the boxes on the image, and the cells map by map.
 
     Args:
         image: uint8 [H, W, 3].
@@ -183,7 +188,7 @@ def matching_figure(
     trace = trace_matching(anchors, gt_boxes, iou_threshold=iou_threshold, background_threshold=background_threshold)
     height, width = image.shape[:2]
     figure, axes = style.panels(1 + len(grids), panel=(3.9, 3.9 * height / width), note_lines=2)
-    style.draw_picture(axes[0], image)
+    style.draw_image(axes[0], image)
     for anchor in np.flatnonzero(trace.outcome == Outcome.THRESHOLD):
         style.draw_box(axes[0], anchors[anchor], COLORS[Outcome.THRESHOLD], width=0.6)
     for step in trace.forced:
@@ -196,7 +201,7 @@ def matching_figure(
     for panel, (rows, columns) in zip(axes[1:], grids, strict=True):
         stop = start + rows * columns * per_cell
         outcomes = trace.outcome[start:stop].reshape(rows * columns, per_cell)
-        style.draw_picture(panel, image, faded=True)
+        style.draw_image(panel, image, faded=True)
         for box in gt_boxes:
             style.draw_box(panel, box, style.INK, width=1.2, order=3)
         _draw_cells(panel, outcomes, rows, columns, (height, width))
@@ -216,7 +221,7 @@ def _color(trace: MatchingTrace, anchor: int) -> str:
 
 
 def _legend(axes: Axes, trace: MatchingTrace, title: str) -> None:
-    """Title and, under it, how many anchors came out how, each in its colour."""
+    """The title and, below it, how many anchors have each outcome, in its colour."""
     style.bare(axes, title, "\n")
     counts = {o: int((trace.outcome == o).sum()) for o in Outcome}
     shown = [(o, n) for o, n in counts.items() if n or o in (Outcome.FORCED, Outcome.THRESHOLD)]
@@ -237,7 +242,7 @@ def _legend(axes: Axes, trace: MatchingTrace, title: str) -> None:
 def _draw_scene(
     axes: Axes, anchors: NDArray[np.float64], gt_boxes: NDArray[np.float64], trace: MatchingTrace | None
 ) -> None:
-    """Anchors (dashed; in the colour of what became of them) and ground truths of a small example."""
+    """Anchors (dashed; in the colour of their outcome) and ground-truth boxes of a small example."""
     corners = np.concatenate([anchors, gt_boxes])
     low, high = corners[:, :2].min(0), corners[:, 2:].max(0)
     margin = 0.03 * float((high - low).max())

@@ -18,12 +18,12 @@ POSITIVE, MINED, LEFT_OUT = style.BLUE, style.VERMILLION, style.RULE
 
 
 def mining_figure(loss: ArrayLike, positive: ArrayLike, *, neg_pos_ratio: float = 3.0) -> Figure:
-    """The loss of every anchor of one picture, and the negatives sorted by it with those that are mined.
+    """The loss of every anchor of one image, and the negatives sorted by it with those that are mined.
 
     Args:
         loss: [A] classification loss, >= 0.
         positive: bool [A].
-        neg_pos_ratio: negatives a positive.
+        neg_pos_ratio: negatives mined for each positive.
 
     Raises:
         ImportError: matplotlib is missing (``pip install 'fastssd[viz]'``).

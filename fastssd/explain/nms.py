@@ -1,4 +1,4 @@
-"""Non-maximum suppression, step by step: who deletes whom, and why."""
+"""Non-maximum suppression, step by step: which box deletes which, and why."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Victim(NamedTuple):
 
 
 class NmsStep(NamedTuple):
-    """One step: the best box that is left is kept, and what overlaps it too much is deleted."""
+    """One step: the best box left is kept, and the boxes that overlap it too much are deleted."""
 
     kept: int
     victims: tuple[Victim, ...]
@@ -43,11 +43,11 @@ def trace_nms(boxes: ArrayLike, scores: ArrayLike, iou_threshold: float) -> list
         iou_threshold: a box is deleted where its IoU with a kept one is greater than this.
 
     Returns:
-        A step for each kept box, by falling score; its victims are in order of score too.
+        A step for each kept box, by descending score; its victims too are in descending order of score.
     """
     boxes, scores = np.asarray(boxes), np.asarray(scores)
     boxes = boxes.astype(np.result_type(boxes, scores, np.float32))  # the dtype in which the operator computes
-    left = list(np.argsort(-scores, kind="stable"))  # by falling score, equal scores by index
+    left = list(np.argsort(-scores, kind="stable"))  # descending score, equal scores by index
     steps = []
     while left:
         best, rest = left[0], left[1:]
@@ -86,7 +86,7 @@ def nms_figure(
     """Panels that show all boxes, one step of NMS after the other, and what is left.
 
     Args:
-        boxes: [N, 4] xyxy, pixels of `image` (any unit where there is none), finite.
+        boxes: [N, 4] xyxy, pixels of `image` (any unit without an image), finite.
         scores: [N].
         iou_threshold: as in :func:`trace_nms`.
         image: uint8 [H, W, 3] under the boxes, or None: white.
@@ -112,7 +112,7 @@ def nms_figure(
     kept: set[int] = set()
     gone: set[int] = set()
     scene.draw(axes[0], kept, gone, None)
-    style.bare(axes[0], f"Before: {_boxes(len(boxes))}", "The list on the right is sorted by falling score.\n")
+    style.bare(axes[0], f"Before: {_boxes(len(boxes))}", "The list on the right is sorted by descending score.\n")
     for number, step in enumerate(steps):
         if number in shown:
             panel = axes[1 + shown.index(number)]
@@ -130,16 +130,16 @@ def nms_figure(
 def _reason(
     step: NmsStep, boxes: NDArray[np.float64], gone: set[int], iou_threshold: float, names: Sequence[str]
 ) -> str:
-    """Two lines: what the step deletes, and which box would have deleted the kept one, had it not been gone."""
+    """Two lines: what the step deletes, and which deleted box overlaps the kept one too much."""
     lines = [f"Nothing that is left has an IoU > {iou_threshold:g} with it.", ""]
     if step.victims:
         lines[0] = f"IoU with it > {iou_threshold:g}: delete {_listed([v.box for v in step.victims], names)}."
     overlap = {box: float(box_iou(boxes[[step.kept]], boxes[[box]])[0, 0]) for box in sorted(gone)}
     ghosts = [box for box, iou in overlap.items() if iou > iou_threshold]
     if ghosts:
-        lines[1] = f"IoU with {_listed(ghosts, names)} is {overlap[ghosts[0]]:.2f}, but what is gone deletes nothing."
+        lines[1] = f"IoU with {_listed(ghosts, names)} is {overlap[ghosts[0]]:.2f}, but a deleted box deletes nothing."
         if len(ghosts) > 1:
-            lines[1] = f"It overlaps {_listed(ghosts, names)} too: gone, so they delete nothing."
+            lines[1] = f"It overlaps {_listed(ghosts, names)} too, but deleted boxes delete nothing."
     return "\n".join(lines)
 
 
@@ -180,7 +180,7 @@ class _Scene:
             axes.imshow(self.image, extent=(0, width, height, 0))
             axes.set_xlim(0, width * LIST)
         victims = {} if step is None else {victim.box: victim.iou for victim in step.victims}
-        crowded = len(self.boxes) > self.longest_list  # then only what a step decides gets its name
+        crowded = len(self.boxes) > self.longest_list  # then only boxes that a step has decided about get their names
         edge = None if self.image is None else style.PAPER
         for box in reversed(self.order):  # the best on top
             if box in gone:
@@ -195,8 +195,8 @@ class _Scene:
             else:
                 style.draw_box(axes, corners, WAITING, width=0.7 if crowded else 1.2, edge=edge)
         for box in self.order:
-            told = box in victims or box in kept or (step is not None and box == step.kept)
-            if box not in gone and (told or not crowded):
+            decided = box in victims or box in kept or (step is not None and box == step.kept)
+            if box not in gone and (decided or not crowded):
                 color = DELETED if box in victims else KEPT if box in kept or (step and box == step.kept) else WAITING
                 x, y = self.boxes[box][:2]
                 style.draw_label(

@@ -9,12 +9,12 @@ from fastssd.explain import style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROWS = (  # name, colour, stations: what it is called and what happens in it
+ROWS = (  # name, colour, stations: the name of each and what happens there
     (
         "Forward, shared by both",
         style.INK,
         (
-            ("picture", "3 x 256 x 256"),
+            ("image", "3 x 256 x 256"),
             ("backbone", "convolutions"),
             ("5 feature maps", "32, 16, 8, 4, 1 cells a side"),
             ("head", "4 anchors a cell"),
@@ -26,7 +26,7 @@ ROWS = (  # name, colour, stations: what it is called and what happens in it
         style.VERMILLION,
         (
             ("ground truth", "boxes and labels"),
-            ("match", "which anchor is for which"),
+            ("match", "which anchor learns which box"),
             ("mine", "logits show the hard negatives"),
             ("losses", "of logits and of deltas"),
             ("backward", "better weights"),
@@ -39,16 +39,16 @@ ROWS = (  # name, colour, stations: what it is called and what happens in it
             ("logits, deltas", "for each of 5444 anchors"),
             ("scores", "softmax, threshold"),
             ("decode", "anchor and deltas: a box"),
-            ("NMS", "of boxes that overlap, the best"),
+            ("NMS", "the best of boxes that overlap"),
             ("draw", "box, class, score"),
         ),
     ),
 )
-MATCHING_NMS = ("match", "NMS")  # what this package's pictures are about
+MATCHING_NMS = ("match", "NMS")  # the two steps that the other figures of this package explain
 
 
 def paths_figure() -> Figure:
-    """From the picture to logits and deltas, and from there to the loss (training) or to the boxes (inference).
+    """From the image to logits and deltas, and from there to the loss (training) or to the boxes (inference).
 
     Raises:
         ImportError: matplotlib is missing (``pip install 'fastssd[viz]'``).

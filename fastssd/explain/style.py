@@ -1,4 +1,4 @@
-"""Colours and type shared by every picture fastssd draws.
+"""Colours and type shared by all figures that fastssd draws.
 
 The colours are the seven of Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with any of the common
 colour deficiencies tell apart.
@@ -181,15 +181,15 @@ def draw_label(axes: Axes, x: float, y: float, text: str, color: str, *, align: 
     )
 
 
-def draw_picture(axes: Axes, image: NDArray[np.uint8], *, faded: bool = False) -> None:
-    """A picture, uint8 [H, W, 3], in pixel coordinates; faded where lines on it matter more."""
+def draw_image(axes: Axes, image: NDArray[np.uint8], *, faded: bool = False) -> None:
+    """An image, uint8 [H, W, 3], in pixel coordinates; `faded` where the lines on it matter more."""
     height, width = image.shape[:2]
     axes.imshow(image, extent=(0, width, height, 0), alpha=0.35 if faded else 1)
     axes.set_aspect("equal", anchor="NW")
 
 
 def draw_grid(axes: Axes, rows: int, columns: int, size: tuple[int, int]) -> None:
-    """The borders of a feature map's cells on a picture of (height, width) `size`."""
+    """The borders of a feature map's cells on an image of (height, width) `size`."""
     height, width = size
     for x in np.linspace(0, width, columns + 1):
         axes.plot([x, x], [0, height], color=SOFT_INK, linewidth=0.25)
