@@ -167,10 +167,10 @@ def test_a_fork_in_the_middle_of_a_patch_gets_a_whole_one(host, monkeypatch):
     thread = threading.Thread(target=lambda: patch.append(HOST.patch()))
     thread.start()
     slow.changing.wait()
-    child = multiprocessing.get_context("fork").Process(target=_in_a_child, args=(slow, theirs))
+    child = multiprocessing.get_context("fork").Process(target=_in_a_child, args=(slow, theirs), daemon=True)
     child.start()
     thread.join()
-    child.join(600)
+    child.join(60)
     assert child.exitcode == 0
     assert slow.total is not theirs  # the child ended its own copy alone
     patch[0].restore()
