@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and verified before they are believed."""
+"""Files that are written whole or not at all, and verified before they are read."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class DamagedFileError(ValueError):
 
 
 class UnverifiedFileWarning(UserWarning):
-    """A file without a checksum, in which damage would go unseen."""
+    """A file without a checksum, so that damage in it is not noticed."""
 
 
 def warn_unverified(path: Name, reason: str) -> None:
-    """Say that `path` cannot be verified; Python shows the same text once."""
+    """Warn that `path` cannot be verified; Python shows the same text once."""
     warnings.warn(f"{os.fspath(path)} is not verified: {reason}", UnverifiedFileWarning, stacklevel=3)
 
 
@@ -38,7 +38,7 @@ def warn_unverified(path: Name, reason: str) -> None:
 
 
 class _Disk(io.FileIO):
-    """Notes why a write failed: torch's writer turns every reason into a line about its own source."""
+    """Keeps the reason why a write failed: torch's writer replaces every reason by a line about its own source."""
 
     error: OSError | None = None
 
@@ -52,17 +52,17 @@ class _Disk(io.FileIO):
 
 @contextlib.contextmanager
 def replacing(path: Name, *, durable: bool = True) -> Iterator[IO[bytes]]:
-    """A file to write and to read back, which takes the place of `path` when all is in it.
+    """A file to write and to read back, which replaces `path` at the end of the block: the one way to write a file.
 
-    Whatever happens meanwhile, `path` holds what it held before or all of the new content: a temporary file in the same
-    folder, which is made where it is missing, is written, synced and renamed; then the folder is synced, so that the
-    new name survives a power cut too.
+    At any moment, also after an error or a kill, `path` has its old content or all of the new one: a temporary file in
+    the same folder (made if missing) is written, synced and renamed; then the folder is synced, so that the new name
+    survives a power cut too.
 
     Args:
         durable: whether to sync.
 
     Raises:
-        OSError: it cannot be written; names `path` and why, a full disk for instance.
+        OSError: it cannot be written; names `path` and the cause, for example a full disk.
     """
     path = Path(path)
     part = path.with_name(f".{path.name[:40]}.{os.getpid()}-{next(_NUMBER)}.tmp")
@@ -90,14 +90,23 @@ def replacing(path: Name, *, durable: bool = True) -> Iterator[IO[bytes]]:
 
 
 def write_file(path: Name, write: Callable[[IO[bytes]], object], *, durable: bool = True) -> None:
-    """As :func:`replacing`, with a function that writes."""
+    """:func:`replacing`, with a function that writes."""
     with replacing(path, durable=durable) as file:
         write(file)
 
 
 @contextlib.contextmanager
+def whole_file(path: Name) -> Iterator[IO[str]]:
+    """:func:`replacing`, for text in UTF-8."""
+    with replacing(path) as binary:
+        text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
+        yield text
+        text.detach()  # flushes, and leaves the binary file open
+
+
+@contextlib.contextmanager
 def writing(path: Name) -> Iterator[None]:
-    """Have an OSError inside name `path`, which is being written."""
+    """An OSError inside the block is raised as one that names `path`."""
     try:
         yield
     except OSError as error:
@@ -136,15 +145,15 @@ _MARK = b"fastssd sha256 "
 def seal_zip(file: IO[bytes]) -> None:
     """Make the SHA-256 of an archive its comment, which is the end of the file; other readers skip it.
 
-    The digest is that of every byte in front of it, so whatever bit of the file changes, :func:`check_zip` sees it.
+    The digest covers every byte before it, so :func:`check_zip` notices any changed bit.
 
     Args:
-        file: readable and writable, with a whole archive without a comment.
+        file: readable and writable; a whole archive without a comment.
     """
     end = file.seek(0, os.SEEK_END)
     file.seek(end - 2)
     if file.read(2) != b"\0\0":
-        raise ValueError("the archive has a comment already")
+        raise ValueError("the archive already has a comment")
     file.seek(end - 2)
     file.write(struct.pack("<H", len(_MARK) + _DIGEST) + _MARK)
     digest = _sha256(file, end + len(_MARK))
@@ -153,10 +162,11 @@ def seal_zip(file: IO[bytes]) -> None:
 
 
 def check_zip(file: IO[bytes], name: Name) -> bool:
-    """Verify an archive as torch.save writes it, sealed or not; at the end the file is at its start again.
+    """Verify an archive of torch.save, sealed or not, and go back to the start of the file.
 
-    Sealed: its SHA-256. Else the CRC-32 of every member, which torch writes but does not compare. Nothing in it may be
-    compressed (torch.save never does), so it takes no more memory than it is large.
+    If it is sealed, its SHA-256 is compared; otherwise the CRC-32 of every member, which torch writes but does not
+    compare. Nothing in it may be compressed (torch.save never compresses), so reading it takes no more memory than it
+    has bytes.
 
     Returns:
         Whether it is sealed.
@@ -176,7 +186,7 @@ def check_zip(file: IO[bytes], name: Name) -> bool:
                     with archive.open(member) as content:  # which compares the CRC-32 at the end
                         while content.read(_CHUNK):
                             pass
-    except Exception as error:  # zipfile raises many kinds for a file that may hold anything
+    except Exception as error:  # zipfile raises many kinds of errors for arbitrary content
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DamagedFileError(f"{name} is damaged: {error}") from error
@@ -192,9 +202,9 @@ def _sealed(file: IO[bytes], length: int, name: str) -> bool:
         return False  # the archive ends without a comment
     end, mark, digest = tail[: _END.size], tail[_END.size : -_DIGEST], tail[-_DIGEST:]
     if mark != _MARK or not end.startswith(_END_SIGNATURE) or end[-2:] != struct.pack("<H", comment):
-        raise DamagedFileError(f"{name} is truncated or damaged: it does not end as it was written")
+        raise DamagedFileError(f"{name} is truncated or damaged: its end is missing")
     if _sha256(file, length - _DIGEST) != digest:
-        raise DamagedFileError(f"{name} is damaged: its SHA-256 is not the one that was written at its end")
+        raise DamagedFileError(f"{name} is damaged: its SHA-256 differs from the one at its end")
     return True
 
 
@@ -215,18 +225,18 @@ def _check_members(archive: zipfile.ZipFile, length: int) -> None:
 # --- ONNX files ------------------------------------------------------------------------------------------------------
 
 ONNX_KEY = "fastssd.sha256"  # of the metadata
-ONNX_PLACE = "0" * _DIGEST  # the value that is there until the file is sealed, and while it is hashed
-# As protobuf writes an entry: field 1, the key; field 2, 64 bytes long, the value, which follows.
+ONNX_PLACE = "0" * _DIGEST  # the value before the file is sealed, and while it is hashed
+# How protobuf writes an entry: field 1, the key; field 2, the value, 64 bytes, which follow.
 _ONNX_ENTRY = b"\x0a" + bytes([len(ONNX_KEY)]) + ONNX_KEY.encode() + b"\x12" + bytes([_DIGEST])
-# How a tensor begins to say which file its values are in (TensorProto.external_data).
+# How protobuf begins the name of a file that has a tensor's values (TensorProto.external_data).
 _ONNX_ELSEWHERE = b"\x0a\x08location\x12"
 
 
 def seal_onnx(content: bytes) -> bytes:
-    """The file with its SHA-256 in the place that its metadata has for it (:data:`ONNX_KEY`).
+    """The file with its SHA-256 as the value of :data:`ONNX_KEY` in its metadata.
 
-    The digest is that of the whole file with zeros in this place, so whatever bit changes, :func:`check_onnx` sees it,
-    without knowing more of ONNX.
+    The digest is that of the whole file with zeros in this place, so :func:`check_onnx` notices any changed bit, and
+    needs to know nothing else about ONNX.
     """
     place = _onnx_place(content)
     if place is None:
@@ -247,8 +257,8 @@ def check_onnx(content: bytes, name: Name) -> bool:
     place = _onnx_place(content)
     if place is not None and content[place : place + _DIGEST] != _onnx_digest(content, place):
         raise DamagedFileError(
-            f"{os.fspath(name)} is damaged, or was changed after it was exported: its SHA-256 is not the one that it "
-            "states; where a change was meant, fastssd.deploy.seal writes it anew"
+            f"{os.fspath(name)} is damaged, or was changed after it was exported: its SHA-256 is not the one in its "
+            "metadata; after a change on purpose, call fastssd.deploy.seal"
         )
     if _ONNX_ELSEWHERE in content:
         raise ValueError(f"{os.fspath(name)} keeps tensors in other files, which are not opened")

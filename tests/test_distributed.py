@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import multiprocessing
 import os
+import queue
 import signal
 import socket
+import threading
 import time
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +24,7 @@ import torch
 
 from fastssd.data import shapes_dataset
 from fastssd.detection import TINYSSD, Criterion
-from fastssd.training import TrainConfig, load_checkpoint, report, train
+from fastssd.training import TrainConfig, load_checkpoint, report, together, train
 from fastssd.training.module import DetectorModule
 
 TINY = replace(TINYSSD, image_size=64, grid_sizes=((8, 8), (4, 4), (2, 2), (1, 1), (1, 1)))
@@ -64,24 +69,26 @@ def _run(config, folder, stop_at=None, fail_at=None, failing=(), **options):
 _record = DetectorModule._record
 
 
-def _rank(rank, port, jobs):
-    place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def _rank(rank, port, machines, jobs):
+    place = {"LOCAL_RANK": rank % (2 // machines), "NODE_RANK": rank * (machines - 1)}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()}
     multiprocessing.set_start_method("fork", force=True)  # of workers, as in a process that was started by a command
     for config, folder, options in jobs:
         try:
-            _run(replace(config, devices=2, batch_size=config.batch_size // 2), folder, **options)
+            half = replace(config, devices=2 // machines, num_nodes=machines, batch_size=config.batch_size // 2)
+            _run(half, folder, **options)
         except _Failure:
             if options["failing"] == (1,):
                 time.sleep(3600)  # the test will not wait for its end
 
 
 @contextmanager
-def _two_ranks(*jobs):
-    """Two processes that do these runs one after the other, each with half of the batch."""
+def _two_ranks(*jobs, machines=1):
+    """Two processes, as if of so many machines, that do these runs one after the other, each with half of the batch."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    ranks = [context.Process(target=_rank, args=(rank, port, jobs)) for rank in (0, 1)]
+    ranks = [context.Process(target=_rank, args=(rank, port, machines, jobs)) for rank in (0, 1)]
     for rank in ranks:
         rank.start()
     try:
@@ -148,10 +155,12 @@ def test_a_signal_to_one_process_stops_both_and_their_history_goes_on_exactly(ru
     assert (runs / "two stopped" / "logs" / "version_1").exists()
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_when_one_process_is_killed_the_other_ends(tmp_path, lost):
+@pytest.mark.parametrize(("lost", "machines"), [(0, 1), (1, 1), (0, 2)])
+def test_when_one_process_is_killed_the_other_ends(tmp_path, monkeypatch, lost, machines):
+    (tmp_path / "key").write_text("k" * 32)
+    monkeypatch.setenv("FASTSSD_KEY_FILE", str(tmp_path / "key"))
     config = replace(PLAIN, epochs=1000, num_workers=1, cache=False)  # a worker is a copy that holds all connections
-    with _two_ranks((config, tmp_path / "run", {})) as ranks:
+    with _two_ranks((config, tmp_path / "run", {}), machines=machines) as ranks:
         last, limit = tmp_path / "run" / "checkpoints" / "last.ckpt", time.monotonic() + HANGS
         while not last.exists() and time.monotonic() < limit:
             time.sleep(0.05)
@@ -168,3 +177,120 @@ def test_a_process_that_fails_and_lives_on_ends_the_other_unless_that_failed_too
         assert ranks[0].exitcode == 1
         assert ranks[1].is_alive()
     load_checkpoint(tmp_path / "(1,)" / "checkpoints" / "last.ckpt")
+
+
+# --- who may connect to the first process ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """A function that makes two callbacks meet, as of two processes; and the list of those that ended their process."""
+    made, ended = [], queue.Queue()
+    monkeypatch.setattr(together.EndTogether, "_end", lambda callback: ended.put(callback))
+
+    def meet(between=lambda port: None, num_nodes=1, keys=(b"", b"")):
+        said = [Future() for _ in range(3)]  # what is broadcast, one after the other
+        monkeypatch.setattr(together, "_key_of_file", lambda: keys[int(threading.current_thread().name)])
+
+        def setup(rank, callback):
+            turn = iter(said)
+
+            def broadcast(value, source=0):
+                future = next(turn)
+                if rank == source:
+                    future.set_result(value)
+                value = future.result(HANGS)
+                if rank == 1 and type(value) is int:
+                    between(value)
+                return value
+
+            strategy = SimpleNamespace(
+                broadcast=broadcast, cluster_environment=SimpleNamespace(main_address="localhost")
+            )
+            trainer = SimpleNamespace(
+                world_size=2, num_nodes=num_nodes, global_rank=rank, is_global_zero=rank == 0, strategy=strategy
+            )
+            callback.setup(trainer, None, "fit")
+
+        callbacks = together.EndTogether(), together.EndTogether()
+        made.extend(callbacks)
+        threads = [
+            threading.Thread(target=setup, args=(rank, callback), name=str(rank), daemon=True)
+            for rank, callback in enumerate(callbacks)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(HANGS)
+        return callbacks
+
+    yield meet, ended
+    for callback in made:
+        callback.leave()
+
+
+def _is_sent_away(stranger):
+    try:
+        while stranger.recv(1000):
+            pass
+    except ConnectionError:
+        pass
+    return True
+
+
+def test_strangers_are_sent_away_and_disturb_nobody(ranks):
+    meet, ended = ranks
+    silent, place = [], []
+
+    def come(port):
+        """Before the second process does."""
+        place.append(("127.0.0.1", port))
+        for words in ([], [b"x" * 32], [b"x" * 5000], [b"x", b"y" * 31], [b"."]):
+            stranger = socket.create_connection(("127.0.0.1", port), timeout=HANGS)
+            for word in words:
+                with contextlib.suppress(OSError):  # it may be sent away already
+                    stranger.sendall(word)
+            with contextlib.suppress(OSError):
+                stranger.shutdown(socket.SHUT_WR)
+            assert _is_sent_away(stranger)
+        silent.extend(socket.create_connection(("127.0.0.1", port), timeout=HANGS) for _ in range(100))
+
+    first, second = meet(come)
+    assert len(silent) == 100
+    assert all(map(_is_sent_away, silent))
+    assert len(first._connections) == len(second._connections) == 1
+    with pytest.raises(ConnectionError):
+        socket.create_connection(place[0], timeout=HANGS)
+    assert ended.empty()
+    second.on_exception(None, None, ValueError())
+    assert ended.get(timeout=HANGS) in (first, second)
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [((b"k" * 32, b"k" * 32), 1), ((b"k" * 32, b"other" * 8), 0), ((b"k" * 32, b""), 0), ((b"", b"k" * 32), 0)],
+    ids=["one key", "two keys", "no key in the second", "no key in the first"],
+)
+def test_processes_of_several_machines_find_each_other_by_the_key_alone(ranks, keys, found):
+    meet, ended = ranks
+    first, second = meet(num_nodes=2, keys=keys)
+    assert len(first._connections) == len(second._connections) == found
+    assert ended.empty()
+
+
+def test_without_a_key_nothing_listens_for_other_machines(ranks):
+    meet, _ = ranks
+    before = set(together._open)
+    meet(num_nodes=2)
+    assert together._open == before
+
+
+def test_the_key_is_the_files_content(tmp_path, monkeypatch):
+    for content, key in (("k" * 32 + "\n", b"k" * 32), ("short", b""), ("", b""), (None, b"")):
+        path = tmp_path / f"{content}.key"
+        if content is not None:
+            path.write_text(content)
+        monkeypatch.setenv("FASTSSD_KEY_FILE", str(path))
+        assert together._key_of_file() == key
+    monkeypatch.delenv("FASTSSD_KEY_FILE")
+    assert together._key_of_file() == b""

@@ -31,18 +31,16 @@ import onnx
 import torch
 from PIL import Image
 
-from fastssd._files import UnverifiedFileWarning, check_zip, seal_zip, write_file
+from fastssd._files import UnverifiedFileWarning, check_zip, seal_zip, whole_file, write_file
 from fastssd._preset import Preset
 from fastssd.cli.common import read_preset
 from fastssd.data import DataError, load_dataset
 from fastssd.data.images import read_image
 from fastssd.deploy import Detector, seal
-from fastssd.deploy.files import whole_file
 from fastssd.deploy.metadata import KEY as ONNX_INFO
 from fastssd.deploy.predictions import Predictions
 from fastssd.detection import TINYSSD, Criterion
 from fastssd.detection.weights import WeightsError, read_weights
-from fastssd.evaluation.report import write_report
 from fastssd.training import Augment, TrainConfig
 from fastssd.training.checkpoint import KEY, CheckpointError, load_checkpoint, read_checkpoint, save_checkpoint
 from tests import fuzz_files
@@ -415,11 +413,12 @@ def test_large_plain_pictures_are_pictures(tmp_path):
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def writers(checkpoint: Path, exported: Path) -> dict[str, object]:
-    """By name of the file, what writes it."""
-    content, model = read_checkpoint(checkpoint), exported.read_bytes()
+@pytest.fixture(scope="module")
+def writers(checkpoint):
+    """What writes a file, by the kind of writing: through torch, bytes, text, and one that only grows."""
+    content = read_checkpoint(checkpoint)
 
-    def predictions(path: Path) -> None:
+    def text(path: Path) -> None:
         with whole_file(path) as file:
             for number in range(20_000):
                 file.write(f"{number}\n")
@@ -430,20 +429,26 @@ def writers(checkpoint: Path, exported: Path) -> dict[str, object]:
 
     return {
         "last.ckpt": lambda path: save_checkpoint(content, path),
-        "model.onnx": lambda path: write_file(path, lambda file: file.write(model)),
-        "predictions.json": predictions,
+        "bytes.bin": lambda path: write_file(path, lambda file: file.write(b"x" * 500_000)),
+        "text.json": text,
         "predictions.jsonl": lines,
-        "report.html": lambda path: write_report(path, [], [], NAMES, lambda _: None, title="x" * 500_000),
     }
 
 
-KINDS = ["last.ckpt", "model.onnx", "predictions.json", "predictions.jsonl", "report.html"]
-
-
-def _write_on_a_full_disk(write, path, say):
-    """In a process of its own, for which every file ends after 50,000 bytes, as on a disk that is full."""
+def _full_disk():
+    """Every file ends after 50,000 bytes."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+
+def _not_root():
+    if os.geteuid() == 0:
+        os.setuid(65534)
+
+
+def _write(prepare, write, path, say):
+    """In a process of its own."""
+    prepare()
     try:
         write(path)
     except OSError as error:
@@ -454,25 +459,38 @@ def _write_on_a_full_disk(write, path, say):
         say.send("written")
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_full_disk_names_the_file_and_leaves_the_one_before(name, checkpoint, exported, tmp_path):
-    path = tmp_path / name
-    path.write_text("" if name.endswith("l") and "predictions" in name else "before")
+@pytest.mark.parametrize(
+    ("name", "prepare", "number"),
+    [
+        ("last.ckpt", _full_disk, errno.EFBIG),
+        ("bytes.bin", _full_disk, errno.EFBIG),
+        ("text.json", _full_disk, errno.EFBIG),
+        ("predictions.jsonl", _full_disk, errno.EFBIG),
+        ("bytes.bin", _not_root, errno.EACCES),
+        ("text.json", _not_root, errno.EACCES),
+    ],
+)
+def test_what_cannot_be_written_names_the_file_and_leaves_the_one_before(name, prepare, number, writers, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / name
+    path.write_text("" if name == "predictions.jsonl" else "before")
     before = path.read_text()
+    if number == errno.EACCES:
+        folder.chmod(0o500)
     process = multiprocessing.get_context("fork")
-    told, say = process.Pipe()
-    writer = process.Process(
-        target=_write_on_a_full_disk, args=(writers(checkpoint, exported)[name], path, say), daemon=True
-    )
+    heard, say = process.Pipe()
+    writer = process.Process(target=_write, args=(prepare, writers[name], path, say), daemon=True)
     writer.start()
-    assert told.recv() == (errno.EFBIG, str(path))
+    assert heard.recv() == (number, str(path))
     writer.join()
+    folder.chmod(0o700)
     if name != "predictions.jsonl":  # it grows, and --resume cuts off what is not whole
         assert path.read_text() == before
-        assert [*tmp_path.iterdir()] == [path]
+        assert [*folder.iterdir()] == [path]
 
 
-def test_a_reason_that_is_not_the_disks_stays_itself(tmp_path):
+def test_another_error_stays_itself(tmp_path):
     def fail(file):
         file.write(b"half")
         raise KeyError
@@ -491,10 +509,10 @@ def _keep_writing(write, path, first):
         first.set()
 
 
-@pytest.mark.parametrize("name", ["last.ckpt", "model.onnx", "predictions.json"])
-def test_a_kill_at_any_moment_leaves_a_whole_file(name, checkpoint, exported, tmp_path):
+@pytest.mark.parametrize("name", ["last.ckpt", "bytes.bin", "text.json"])
+def test_a_kill_at_any_moment_leaves_a_whole_file(name, writers, tmp_path):
     path = tmp_path / name
-    write = writers(checkpoint, exported)[name]
+    write = writers[name]
     write(path)
     whole = path.read_bytes()
     rng = np.random.default_rng(0)

@@ -6,11 +6,9 @@ import csv
 import hashlib
 import importlib.util
 import json
-import multiprocessing
 import os
 import pickle
 import signal
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -384,25 +382,6 @@ def test_choices_that_the_data_or_the_network_cannot_have_are_errors(data, tmp_p
 
 
 # --- checkpoints -------------------------------------------------------------------------------------------------
-
-
-def _keep_writing(path, checkpoint):
-    while True:
-        save_checkpoint(checkpoint, path)
-
-
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(run, tmp_path):
-    checkpoint = read_checkpoint(run[0].last_checkpoint)
-    path = tmp_path / "last.ckpt"
-    save_checkpoint(checkpoint, path)
-    rng = np.random.default_rng(0)
-    for _ in range(8):
-        writer = multiprocessing.get_context("fork").Process(target=_keep_writing, args=(path, checkpoint))
-        writer.start()
-        time.sleep(rng.uniform(0.02, 0.15))
-        writer.kill()
-        writer.join()
-        load_checkpoint(path)
 
 
 def test_weights_that_are_not_finite_are_not_saved(run, tmp_path):

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from fastssd.deploy.files import whole_file, write_list
+from fastssd._files import whole_file
+from fastssd.deploy.files import write_list
 
 
 class Written(NamedTuple):

@@ -1,24 +1,12 @@
-"""Writes files completely or not at all."""
+"""Sealing an exported file, and lists in JSON."""
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable
 from typing import IO
 
-from fastssd._files import replacing, seal_onnx, write_file
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[str]]:
-    """A text file to write. It replaces `path` at the end; after an error the old file is kept."""
-    with replacing(path) as binary:
-        text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
-        yield text
-        text.detach()  # flushes, without closing the file
+from fastssd._files import seal_onnx, write_file
 
 
 def seal(path: str | os.PathLike[str]) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from fastssd._fields import read_json
-from fastssd._files import writing
-from fastssd.deploy.files import whole_file, write_list
+from fastssd._files import whole_file, writing
+from fastssd.deploy.files import write_list
 
 FORMAT = 1
 FEW = 100  # results of up to this many images are replaced without asking

@@ -1,24 +1,49 @@
-"""Evaluating a checkpoint."""
+"""Evaluation: of a batch during training, and of a checkpoint."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from fastssd.data import DetectionDataset
-from fastssd.detection.postprocess import ImageDetections
-from fastssd.evaluation import GroundTruth, coco_metrics
+from fastssd.detection.models import SSD
+from fastssd.detection.postprocess import ImageDetections, detect_batch
+from fastssd.detection.preprocess import to_input
+from fastssd.evaluation import MAX_DETECTIONS, GroundTruth, coco_metrics
 from fastssd.training.checkpoint import load_checkpoint
 from fastssd.training.config import AUTOCAST, TrainConfig
-from fastssd.training.datasets import Resized, eval_loader
-from fastssd.training.module import detect_eval_batch
+from fastssd.training.datasets import EvalBatch, Resized, eval_loader
+
+
+def detect_eval_batch(
+    model: SSD, batch: EvalBatch, config: TrainConfig
+) -> dict[int, tuple[ImageDetections, GroundTruth]]:
+    """Detections and ground truth of each image of a batch, by the image's index."""
+    detections = detect_batch(
+        model,
+        to_input(batch.images),
+        batch.sizes,
+        score_threshold=config.score_threshold,
+        iou_threshold=config.nms_threshold,
+        max_detections=MAX_DETECTIONS,
+    )
+    return dict(zip(batch.indices, zip(detections, batch.truths, strict=True), strict=True))
+
+
+def metrics_of(
+    found: Mapping[int, tuple[ImageDetections, GroundTruth]], class_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """The metrics of a whole data set, of results in any order."""
+    ordered = [found[index] for index in sorted(found)]
+    return coco_metrics([seen for seen, _ in ordered], [truth for _, truth in ordered], class_names)
 
 
 class Evaluated(NamedTuple):
-    """What :func:`detect_all` returns, one entry a picture, in the order of the data set."""
+    """What :func:`detect_all` returns, one entry per image, in the order of the data set."""
 
     detections: list[ImageDetections]
     truths: list[GroundTruth]
@@ -32,16 +57,16 @@ def detect_all(
     accelerator: str = "auto",
     num_workers: int | None = None,
 ) -> Evaluated:
-    """What a checkpoint finds in a data set, with all the scores that average precision counts.
+    """What a checkpoint finds in a data set, with all the scores that average precision needs.
 
     Args:
         checkpoint: a checkpoint, or a run folder, whose best one is taken.
         data: with the checkpoint's class names.
         accelerator: ``"cpu"``, ``"gpu"`` or ``"auto"``.
-        num_workers: processes that read pictures; None chooses.
+        num_workers: processes that read images; None chooses.
 
     Raises:
-        ValueError: other class names, or no pictures.
+        ValueError: other class names, or no images.
         CheckpointError: the checkpoint is damaged or foreign.
     """
     path = Path(checkpoint)
@@ -51,7 +76,7 @@ def detect_all(
     if tuple(data.class_names) != info.class_names:
         raise ValueError(f"data has classes {tuple(data.class_names)}, {path} has {info.class_names}")
     if not len(data):
-        raise ValueError("data: no pictures to evaluate on")
+        raise ValueError("data: no images to evaluate on")
     config = TrainConfig.from_dict(info.config)
     loader = eval_loader(
         Resized(data, model.preset.image_size, cache=False), batch_size=config.batch_size, num_workers=num_workers

@@ -22,8 +22,9 @@ from fastssd.detection.weights import Pretrained, load_weights, read_weights
 from fastssd.training import report
 from fastssd.training.checkpoint import CheckpointInfo, load_checkpoint, read_checkpoint, read_info
 from fastssd.training.config import TrainConfig
+from fastssd.training.data_module import DetectorData
 from fastssd.training.datasets import Cached, Resized
-from fastssd.training.module import DetectorData, DetectorModule
+from fastssd.training.module import DetectorModule
 from fastssd.training.stopping import StopAfterStep, Stopped
 from fastssd.training.together import EndTogether
 from fastssd.training.trainer import CheckpointKeeper, keep_freed_memory, make_trainer, quiet_lightning
@@ -164,8 +165,8 @@ def train(
     best, last = folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"
     predictions = None
     if trainer.is_global_zero:
-        report.write_metrics(folder, module.history, module.best, module.clock.report())
-        report.draw_curves(folder / "curves.png", module.history, module.clock.report())
+        report.write_metrics(folder, module.history.epochs, module.history.best, module.clock.report())
+        report.draw_curves(folder / "curves.png", module.history.epochs, module.clock.report())
         if not interrupted and best.exists():
             predictions = folder / "predictions.png"
             report.draw_predictions(predictions, load_checkpoint(best)[0], eval_data)
@@ -173,8 +174,8 @@ def train(
         report_line(f"stopped by {interrupted}; resume from {last}")
     return RunResult(
         run_dir=folder,
-        history=module.history,
-        best=module.best,
+        history=module.history.epochs,
+        best=module.history.best,
         best_checkpoint=best if best.exists() else None,
         last_checkpoint=last if last.exists() else None,
         predictions=predictions,

@@ -50,11 +50,12 @@ class CheckpointKeeper(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DetectorModule)
-        if pl_module.improved:
+        history = pl_module.history
+        if history.improved:
             trainer.save_checkpoint(self.folder / "checkpoints" / "best.ckpt")
         trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
         if trainer.is_global_zero:
-            report.write_metrics(self.folder, pl_module.history, pl_module.best, pl_module.clock.report())
+            report.write_metrics(self.folder, history.epochs, history.best, pl_module.clock.report())
 
 
 class _ProgressBar(RichProgressBar):

@@ -10,8 +10,7 @@ The results are the hosts', element for element. Exceptions:
 - :func:`batched_nms` is NMS per class whatever the coordinates (see there).
 - NMS compares as mmcv does on the CPU; its CUDA kernel multiplies instead of dividing. A box that is not finite, or has
   a NaN score, is never returned by :func:`nms`; :func:`soft_nms` refuses it.
-- Equal scores: NMS takes the lower index first, where mmcv's sort leaves the order to the processor. Soft-NMS takes
-  them in mmcv's order where they were equal at the start, by index where the decay makes them equal.
+- Equal scores: the lower index first, in NMS and Soft-NMS. In mmcv the order depends on its sort and its swaps.
 - Soft-NMS: ``"gaussian"`` agrees within rounding of ``exp``; two boxes without area have IoU 0, where mmcv's 0/0 = NaN
   goes into their scores.
 - What the hosts assert raises ``ValueError`` or ``TypeError`` here, and says what was wrong; under :func:`patch` the

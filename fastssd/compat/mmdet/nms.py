@@ -99,9 +99,9 @@ def soft_nms(
         ``mmcv.ops.soft_nms``; Soft-NMS, arXiv:1704.04503.
     """
     flat, values, is_numpy = _tensors(boxes, scores)
-    array, numbers, distinct = soft_input(flat, values)
+    array, numbers = soft_input(flat, values)
     threshold = iou_threshold if iou_thr is None else iou_thr
-    taken, lowered = soften(array, numbers, distinct, threshold, sigma, min_score, method, offset)
+    taken, lowered = soften(array, numbers, threshold, sigma, min_score, method, offset)
     keep = torch.from_numpy(taken).to(flat.device)
     dets = torch.cat([flat.detach()[keep], torch.from_numpy(lowered).to(flat)[:, None]], 1)
     return _give(dets, keep, is_numpy)
@@ -247,12 +247,12 @@ def _class_by_class(
 
 def _soft_of(boxes: Tensor, scores: Tensor, options: dict[str, Any]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """:func:`soft_nms` for one class after the other: what it checks is checked once."""
-    array, numbers, distinct = soft_input(boxes, scores)
+    array, numbers = soft_input(boxes, scores)
     named = {"iou_threshold" if name == "iou_thr" else name: value for name, value in options.items()}
 
     def run(members: Tensor) -> tuple[Tensor, Tensor]:
         places = members.cpu().numpy()
-        taken, lowered = soften(array[places], numbers[places], distinct, **named)
+        taken, lowered = soften(array[places], numbers[places], **named)
         return torch.from_numpy(places[taken]).to(boxes.device), torch.from_numpy(lowered).to(scores)
 
     return run

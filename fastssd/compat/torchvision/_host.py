@@ -15,7 +15,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator as HostBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from fastssd.compat._routes import is_compiling
+from fastssd.compat._routes import traced
 from fastssd.compat.torchvision.anchors import default_boxes
 from fastssd.compat.torchvision.coder import BoxCoder
 from fastssd.compat.torchvision.matcher import Matcher, SSDMatcher, match_boxes
@@ -35,10 +35,6 @@ def _or_theirs(ours: Any, theirs: Any) -> Any:
         return (theirs if traced() else ours)(self, *args, **kwargs)
 
     return method
-
-
-def traced() -> bool:
-    return is_compiling() or torch._C._get_tracing_state() is not None
 
 
 @eager_only

@@ -12,7 +12,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 
 from fastssd.compat.torchvision import _host as host
-from fastssd.compat.torchvision.routing import original
+from fastssd.compat.torchvision.ops import original
 from fastssd.compat.torchvision.selection import above, clip_to_sizes, suppress
 
 Targets = list[dict[str, Tensor]]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastssd import ops
+from fastssd.compat import _routes
 from fastssd.ops import nms, remove_small_boxes
 
 __all__ = [
@@ -24,13 +25,14 @@ __all__ = [
     "remove_small_boxes",
 ]
 
+HOME = "torchvision.ops.boxes"  # where torchvision defines them
 _UPRIGHT = ("xyxy", "xywh", "cxcywh")
 _ROTATED = ("xywhr", "cxcywhr", "xyxyxyxy")
 _EPS = 1e-7
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """NMS within each group of equal `idxs`: int64 [K], the kept boxes by falling score.
+    """NMS within each group of equal `idxs`: int64 [K], the kept boxes by descending score.
 
     The groups are kept apart whatever the coordinates. torchvision does the same above 1000 boxes; below, it moves the
     groups apart and compares the moved boxes, which loses bits of large coordinates and mixes groups with negative
@@ -51,7 +53,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     relatives integers give torch's default dtype, and beside floating-point boxes the dtype of those, as there.
     """
     if fmt in _ROTATED:
-        return _torchvision("box_iou")(boxes1, boxes2, fmt)
+        return original("box_iou")(boxes1, boxes2, fmt)
     if fmt not in _UPRIGHT:
         raise ValueError(f"fmt: expected one of {_UPRIGHT + _ROTATED}, got {fmt!r}")
     if fmt != "xyxy":
@@ -100,7 +102,7 @@ def box_area(boxes: Tensor, fmt: str = "xyxy") -> Tensor:
 def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
     """Boxes in another format, in their dtype; the rotated formats go to torchvision itself."""
     if in_fmt in _ROTATED and out_fmt in _ROTATED:
-        return _torchvision("box_convert")(boxes, in_fmt, out_fmt)
+        return original("box_convert")(boxes, in_fmt, out_fmt)
     if in_fmt == out_fmt and in_fmt in _UPRIGHT:
         return boxes.clone()
     converted: Tensor = ops.box_convert(boxes, in_fmt, out_fmt)
@@ -110,7 +112,7 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
 
 
 def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes moved inside a picture of this (height, width), in their dtype."""
+    """Boxes moved inside an image of this (height, width), in their dtype."""
     clipped: Tensor = ops.clip_boxes_to_image(boxes, size)
     return clipped.to(boxes.dtype)
 
@@ -123,8 +125,9 @@ def _in_their_dtype(result: Any, boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return result.to(torch.promote_types(floats[0], torch.float32) if floats else torch.get_default_dtype())
 
 
-def _torchvision(name: str) -> Any:
+def original(name: str) -> Any:
     """torchvision's own function, also while it is routed to ours."""
-    from fastssd.compat.torchvision.routing import original
-
-    return original(name)
+    try:
+        return _routes.original(HOME, name)
+    except ImportError as error:
+        raise ImportError(f"{name} needs torchvision here; install it with: pip install torchvision") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
 from fastssd.compat._routes import Host, Routes
 from fastssd.compat.torchvision import ops
@@ -12,7 +11,7 @@ _HOST = Host(
     f"{__name__}:_HOST",
     ["torchvision"],
     {
-        "torchvision.ops.boxes": (
+        ops.HOME: (
             ops.nms,
             ops.batched_nms,
             ops.box_iou,
@@ -23,14 +22,6 @@ _HOST = Host(
     },
     cpu_only=True,
 )
-
-
-def original(name: str) -> Any:
-    """torchvision's own function, routed or not."""
-    try:
-        return _HOST.original(name)
-    except ImportError as error:
-        raise ImportError(f"{name} needs torchvision here; install it with: pip install torchvision") from error
 
 
 def patch(*modules: ModuleType) -> Routes:
@@ -52,5 +43,5 @@ def patch(*modules: ModuleType) -> Routes:
     Raises:
         ImportError: torchvision is missing.
     """
-    original("nms")
+    ops.original("nms")
     return _HOST.patch(modules)

@@ -1,4 +1,4 @@
-"""Exchanging the slow parts of torchvision's detectors for ours, and back."""
+"""Replace the slow parts of torchvision's detectors by ours, and undo it."""
 
 from __future__ import annotations
 
@@ -10,32 +10,21 @@ from torch import nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_FAST = {
-    "_host": ("FastAnchorGenerator", "FastDefaultBoxGenerator"),
-    "_ssd": ("FastSSD",),
-    "_dense": (
-        "FastRetinaNet",
-        "FastRetinaNetClassificationHead",
-        "FastRetinaNetRegressionHead",
-        "FastFCOS",
-        "FastFCOSHead",
-    ),
-    "_rcnn": ("FastRegionProposalNetwork", "FastRoIHeads"),
-}
-
 
 def accelerate(model: Model) -> Model:
     """Let a detector of torchvision use our matching, loss, mining and postprocessing, in place.
 
     Known are SSD (SSD300, SSDlite), RetinaNet, FCOS and Faster, Mask and Keypoint R-CNN, on their own, as a subclass,
-    or anywhere inside `model`. Weights, hooks, mode and device are untouched, and so are the outputs; what is computed
-    otherwise is said in docs/integration.md. Only the class of the module and of some of its parts changes, to a
-    subclass of what it was: `isinstance`, `state_dict`, `copy.deepcopy`, `pickle` and `torch.save` work as before, and
-    methods that a subclass of yours has overridden stay yours. To accelerate twice changes nothing. `torch.jit.script`
-    wants :func:`restore` first.
+    or anywhere inside `model`. Weights, hooks, mode, device and outputs stay the same; docs/integration.md lists the
+    exceptions. Only the class of the module and of some of its parts changes, to a subclass of its former class:
+    `isinstance`, `state_dict`, `copy.deepcopy`, `pickle` and `torch.save` work as before, and methods that your own
+    subclass overrides stay yours. A second call changes nothing. Call :func:`restore` before `torch.jit.script`.
 
     Args:
-        model: it comes back itself.
+        model: changed in place.
+
+    Returns:
+        The same object.
 
     Raises:
         TypeError: there is no such detector in `model`.
@@ -54,7 +43,7 @@ def accelerate(model: Model) -> Model:
 
 
 def restore(model: Model) -> Model:
-    """Undo :func:`accelerate`, wholly and in place; a model that was not accelerated stays as it is."""
+    """Undo :func:`accelerate` completely, in place; a model that was not accelerated stays as it is."""
     for module in model.modules():
         slow = _slow_class(type(module))
         if slow is not None:
@@ -74,22 +63,18 @@ def fast_class(cls: Any) -> type | None:
 
 @functools.cache
 def _classes() -> dict[type, type]:
-    """torchvision's classes, and what they become."""
+    """torchvision's classes, and the accelerated subclass of each."""
     try:
         importlib.import_module("torchvision.models.detection")
     except ImportError as error:
         raise ImportError("accelerate needs torchvision; install it with: pip install torchvision") from error
-    classes = {}
-    for module, names in _FAST.items():
-        found = importlib.import_module(f"fastssd.compat.torchvision.{module}")
-        for fast in (getattr(found, name) for name in names):
-            classes[fast.__bases__[0]] = fast
-    return classes
+    accelerated = importlib.import_module("fastssd.compat.torchvision._accelerated")
+    return {fast.__bases__[0]: fast for fast in accelerated.CLASSES}
 
 
 @functools.cache
 def _subclass(cls: type, fast: type) -> type:
-    # Before `fast`, so that what cls overrides stays; where it calls super(), it comes to `fast`.
+    # cls stands before `fast`: what it overrides stays, and its super() calls reach `fast`.
     bases = (fast,) if cls is fast.__bases__[0] else (cls, fast)
     return type(f"Fast{cls.__name__}", bases, {"_fastssd_slow": cls, "__reduce_ex__": _reduce})
 
@@ -99,7 +84,7 @@ def _slow_class(cls: type) -> type | None:
 
 
 def _reduce(self: Any, protocol: Any) -> Any:
-    """Pickled by the class that it was, for this one is found under no name."""
+    """Pickle by the former class: the accelerated one is made at run time, so pickle cannot find it by name."""
     slow = _slow_class(type(self))
     return _rebuild, (slow,), self.__getstate__()
 
