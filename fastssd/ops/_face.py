@@ -122,8 +122,8 @@ def to_tensor(name: str, value: Array) -> Any:
     if not isinstance(value, torch.Tensor):
         array = to_numpy(name, value)
         wide = array.dtype.kind == "f" and array.dtype.itemsize > 8  # torch has no such floats
-        value = torch.tensor(plain(array, np.dtype(np.float64) if wide else array.dtype.newbyteorder("=")))
-        value = value.reshape(array.shape)  # which was (1,) where it is ()
+        # A copy: a view of one row can be contiguous with a negative stride, which torch refuses.
+        value = torch.from_numpy(np.array(array, np.float64 if wide else array.dtype.newbyteorder("="), order="C"))
     return value.reshape(0, 4) if name in BOXES and value.ndim == 1 and value.shape[0] == 0 else value
 
 

@@ -87,10 +87,13 @@ def mining(name: str, size: int, places: Places, values: Values) -> tuple[Any, A
 
 def multibox_cross_entropy(name: str, size: int, places: Places, values: Values) -> tuple[Any, Any]:
     """A sum for each example, by the formula: the kernel sums over all pictures."""
+    from fastssd.ops._device import float_dtype  # which imports this module's neighbours
+
     logits, labels, *options = _all_in_front(size, places, values)
     ratio, least = (*options, 3.0, 0)[:2] if len(options) != 1 else (options[0], 0)
-    losses, selected = formulas.multibox_losses(logits, labels, ratio, least)
-    return (losses.reshape(size, -1).sum(-1).to(logits.dtype), selected), (0, 0)
+    dtype = float_dtype(logits)
+    losses, selected = formulas.multibox_losses(logits.to(dtype), labels, ratio, least)
+    return (losses.reshape(size, -1).sum(-1).to(dtype), selected), (0, 0)
 
 
 def multibox_cross_entropy_gradient(name: str, size: int, places: Places, values: Values) -> tuple[Any, Any]:
