@@ -7,7 +7,7 @@ from collections import Counter
 
 import fastssd
 from fastssd.backends import available_backends
-from tests.cases import ROUNDED, ULP, all_cases, difference
+from tests.operators import EXAMPLES, ULP, all_cases, difference
 
 
 def main(seeds: int = 3) -> int:
@@ -27,7 +27,7 @@ def main(seeds: int = 3) -> int:
 
     print(f"{'operator':26}{'equal means':14}" + "".join(f"{name:>14}" for name in backends))
     for operator in total:
-        meaning = f"{ULP} ULP" if operator in ROUNDED else "bit for bit"
+        meaning = f"{ULP} ULP" if EXAMPLES[operator].rounded else "bit for bit"
         shares = "".join(f"{f'{equal[operator, name]} / {total[operator]}':>14}" for name in backends)
         print(f"{operator:26}{meaning:14}{shares}")
     print("\n".join(wrong) or f"All {sum(total.values())} cases are equal to the reference in {', '.join(backends)}.")

@@ -2,118 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fastssd import ops
-from tests import cases
+from tests.operators import OPERATORS, PUBLIC, all_cases, arrays_of, as_tensor, difference, outcome, torch_operator
+from tests.operators._inputs import BOXES
 
 torch = pytest.importorskip("torch")
 
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from tests.other_device import OtherDevice  # noqa: E402
 
-from fastssd import _checks as checks  # noqa: E402
-from fastssd.ops._operator import REGISTRY, dispatched  # noqa: E402
-from fastssd.ops._torch import device  # noqa: E402
-
-ON_DEVICE = {name: device.by_formula(operator) for name, operator in REGISTRY.items() if operator.formula}
-
-
-class OtherDevice(TorchDispatchMode):
-    """Runs operators on tensors of the CPU as they run on another device."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("fastssd::")
-        if name not in ON_DEVICE:
-            return func(*args, **(kwargs or {}))
-        return ON_DEVICE[name](*args)
+WITH_ARRAYS = [name for name in PUBLIC if arrays_of(name)]
 
 
 def as_tensors(value: Any) -> Any:
     if isinstance(value, list):
         return [as_tensors(each) for each in value]
-    # What torch has no strides, byte order or alignment for is copied.
-    return (
-        torch.from_numpy(checks.plain(value, value.dtype.newbyteorder("="))) if isinstance(value, np.ndarray) else value
-    )
+    return as_tensor(value) if isinstance(value, np.ndarray) else value
 
 
-def as_arrays(value: Any) -> Any:
-    return tuple(map(as_arrays, value)) if isinstance(value, tuple) else value.cpu().numpy()
-
-
-def results(name: str) -> Iterator[tuple[str, Any]]:
-    return ((case.name, case.call()) for case in cases.all_cases() if case.operator == name)
-
-
-def differences(name: str, face: Any, monkeypatch: Any) -> list[str]:
-    """How the cases of an operator differ where `face` takes its place."""
-    refs = list(results(name))
-    monkeypatch.setattr(cases, "ops", SimpleNamespace(**vars(ops) | {name: face}))
-    bad = []
-    for (case, ref), (_, comp) in zip(refs, results(name), strict=True):
+def differences(name: str, function: Any) -> list[str]:
+    """How the cases of an operator differ where `function` takes its place."""
+    found = []
+    for case in (case for case in all_cases() if case.operator == name):
+        ref, arguments = outcome(case.call), [as_tensors(each) for each in case.arguments]
+        options = {key: as_tensors(value) for key, value in case.options.items()}
+        comp = outcome(lambda: function(*arguments, **options))  # noqa: B023
         if name == "multibox_cross_entropy":  # a double sum in another order
-            ref, comp = ((found[0].astype(np.float32), found[1]) for found in (ref, comp))
-        if problem := cases.difference(name, ref, comp):
-            bad.append(f"{case}: {problem}")
-    return bad
+            ref, comp = ((result[0].astype(np.float32), result[1]) for result in (ref, comp))
+        if problem := difference(name, ref, comp):
+            found.append(f"{case.name}: {problem}")
+    return found
 
 
-PUBLIC = sorted({name for name in REGISTRY if hasattr(ops, name)} - {"grid_anchors"})
+@pytest.mark.parametrize("name", WITH_ARRAYS)
+def test_other_device_equals_the_kernels(name):
+    """By the formulas of those operators that have one."""
 
-
-@pytest.mark.parametrize("name", [name for name in PUBLIC if name in ON_DEVICE])
-def test_formulas_equal_the_kernels(name, monkeypatch):
-    face = getattr(ops, name)
-
-    def by_formula(*arrays: Any, **options: Any) -> Any:
+    def elsewhere(*arguments: Any, **options: Any) -> Any:
         with OtherDevice():
-            return as_arrays(face(*map(as_tensors, arrays), **{key: as_tensors(v) for key, v in options.items()}))
+            return getattr(ops, name)(*arguments, **options)
 
-    assert not differences(name, by_formula, monkeypatch)
+    assert not differences(name, elsewhere)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", PUBLIC)
-def test_cuda_gives_what_the_cpu_gives(name, monkeypatch):
-    face = getattr(ops, name)
+@pytest.mark.parametrize("name", WITH_ARRAYS)
+def test_cuda_equals_the_cpu(name):
+    def moved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [moved(each) for each in value]
+        return value.cuda() if isinstance(value, torch.Tensor) else value  # a threshold, the name of a format
 
-    def on_cuda(*arrays: Any, **options: Any) -> Any:
-        def moved(value: Any) -> Any:
-            if isinstance(value, list):
-                return [moved(each) for each in value]
-            return value.cuda() if isinstance(value, torch.Tensor) else value  # a threshold, the name of a format
+    def on_cuda(*arguments: Any, **options: Any) -> Any:
+        found = getattr(ops, name)(*map(moved, arguments), **options)
+        found = found if isinstance(found, tuple) else (found,)
+        assert all(each.is_cuda for each in found)
+        return tuple(each.cpu() for each in found)
 
-        found = face(
-            *(moved(as_tensors(array)) for array in arrays), **{key: as_tensors(v) for key, v in options.items()}
-        )
-        assert all(each.is_cuda for each in (found if isinstance(found, tuple) else (found,)))
-        return as_arrays(found)
-
-    assert not differences(name, on_cuda, monkeypatch)
+    assert not differences(name, on_cuda)
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", OPERATORS)
 def test_every_operator_has_a_kernel_for_every_device(name):
-    for key in ("CPU", "CUDA", "XPU", "MPS", "PrivateUse1", "Meta"):
-        assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"fastssd::{name}", key)
+    torch_operator(name)
+    for device in ("CPU", "CUDA", "XPU", "MPS", "PrivateUse1", "Meta"):
+        assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"fastssd::{name}", device)
 
 
 def test_only_what_torch_must_dispatch_is_dispatched():
-    plain, elsewhere = torch.rand(3, 4), torch.empty(3, 4, device="meta")
-    assert not dispatched(plain, torch.nn.Parameter(plain), plain.numpy(), [plain], None)
-    assert dispatched(plain, elsewhere)
-    assert dispatched(torch.func.vmap(lambda boxes: boxes)(plain)) is False
-    assert ops.box_iou(elsewhere, elsewhere).device.type == "meta"
-    seen = []
-    torch.func.vmap(lambda boxes: seen.append(dispatched(boxes)) or boxes)(plain)
+    boxes, elsewhere = as_tensor(BOXES), torch.empty(3, 4, device="meta")
+
+    def dispatched(call: Any) -> bool:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            call()
+        return any(event.key == "fastssd::box_iou" for event in profile.key_averages())
+
+    for plain in (boxes, torch.nn.Parameter(boxes, requires_grad=False), BOXES):
+        assert not dispatched(lambda: ops.box_iou(plain, boxes))  # noqa: B023
+    assert dispatched(lambda: torch_operator("box_iou")(boxes, boxes))
+    assert dispatched(lambda: torch.func.vmap(lambda b: ops.box_iou(b, boxes))(boxes[None]))
     with OtherDevice():
-        seen.append(dispatched(plain))
-    assert seen == [True, True]
+        assert dispatched(lambda: ops.box_iou(boxes, boxes))
+    assert ops.box_iou(elsewhere, elsewhere).device.type == "meta"
 
 
 class Anchors:
@@ -136,28 +110,10 @@ class Anchors:
 
 
 def test_anchors_move_once_until_they_change():
+    from fastssd.ops._torch.device import on_cpu  # without a device there is no other way to see it
+
     anchors = Anchors()
-    assert [device.on_cpu(anchors) for _ in range(3)] == [1, 1, 1]
+    assert [on_cpu(anchors) for _ in range(3)] == [1, 1, 1]
     anchors._version += 1  # written to in place
-    assert device.on_cpu(anchors) == 2
-    assert device.on_cpu(Anchors()) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("encode_boxes", ([[0, 0, 1, 1], [1, 1, 1, 2]], [[0, 0, 1, 1], [0, 0, 1, 1]])),
-        ("multibox_cross_entropy", ([[0.0, 1.0]], [2])),
-        ("mine_hard_negatives", ([0.0, 1.0], [0, 1])),
-        ("box_iou", ([0.0, 0.0, 1.0, 1.0], [[0.0, 0.0, 1.0, 1.0]])),
-        ("decode_boxes", ([[0.0] * 4], [[0.0, 0.0, 1.0, 1.0]] * 2)),
-        ("postprocess_detections", ([[0.0] * 3], [[0.0] * 4], [[0.0, 0.0, 1.0, 1.0]] * 2)),
-    ],
-)
-def test_bad_input_is_an_error_that_names_the_argument(name, arguments):
-    tensors = [torch.tensor(argument) for argument in arguments]
-    with (
-        OtherDevice(),
-        pytest.raises((ValueError, TypeError), match=r"^(boxes\[1\]|boxes1|labels\[0\]|positive|deltas|logits)"),
-    ):
-        getattr(ops, name)(*tensors)
+    assert on_cpu(anchors) == 2
+    assert on_cpu(Anchors()) == 1

@@ -17,7 +17,7 @@ import fastssd
 from fastssd import ops
 from fastssd.backends import available_backends, load_backend
 from fastssd.backends import threads as pool
-from tests.cases import odd_bytes
+from tests.operators._inputs import true_as_any_byte
 
 PACKAGE = Path(fastssd.__file__).parent
 
@@ -93,12 +93,12 @@ def test_a_bool_is_true_for_every_byte_but_zero(name):
     loss, positive = rng.random((4, 3000)), rng.random((4, 3000)) < 0.01
     logits, labels = rng.normal(size=(2, 60, 5)), rng.integers(0, 5, (2, 60))
     with fastssd.use_backend(name):
-        mined = ops.mine_hard_negatives(loss, odd_bytes(positive))
+        mined = ops.mine_hard_negatives(loss, true_as_any_byte(positive))
         np.testing.assert_array_equal(mined, ops.mine_hard_negatives(loss, positive))
         assert (mined.sum(1) == 3 * positive.sum(1)).all()
         assert not (mined & positive).any()
     backend, outs = load_backend(name), np.empty((2, *logits.shape))
-    for selected, out in zip((labels > 2, odd_bytes(labels > 2)), outs, strict=True):
+    for selected, out in zip((labels > 2, true_as_any_byte(labels > 2)), outs, strict=True):
         backend.multibox_cross_entropy_gradient(logits, labels, selected, 1.0, out)
     np.testing.assert_array_equal(*outs)
 
@@ -148,26 +148,29 @@ def test_arrays_that_another_thread_writes_to(name):
 
 
 @pytest.mark.parametrize("ratio", [np.inf, 1e308, 5e-324, 0.0])
-def test_formula_on_torch_mines_what_the_kernel_mines(ratio):
+def test_another_device_mines_what_the_kernel_mines(ratio):
     torch = pytest.importorskip("torch")
-    from fastssd.ops._torch import formulas as _formulas
+    from tests.other_device import OtherDevice
 
     rng = np.random.default_rng(0)
     loss, positive = rng.random((3, 500)), rng.random((3, 500)) < [[0.02], [0.0], [0.3]]
     ref = ops.mine_hard_negatives(loss, positive, neg_pos_ratio=ratio)
     assert not ref[1].any()
-    mask = torch.from_numpy(odd_bytes(positive).view(np.uint8)).view(torch.bool)
-    comp = _formulas.mine_hard_negatives(torch.from_numpy(loss), mask, ratio, 0)
+    mask = torch.from_numpy(true_as_any_byte(positive).view(np.uint8)).view(torch.bool)
+    with OtherDevice():
+        comp = ops.mine_hard_negatives(torch.from_numpy(loss), mask, neg_pos_ratio=ratio)
     np.testing.assert_array_equal(comp.numpy(), ref)
 
 
-def test_formula_on_torch_clips_as_the_kernel_does():
+def test_another_device_clips_as_the_kernel_does():
     torch = pytest.importorskip("torch")
-    from fastssd.ops._torch import formulas as _formulas
+    from tests.other_device import OtherDevice
 
     boxes = np.array([[-0.0, 0.0, 5.0, np.nan], [-3.0, -0.0, -0.0, 9.0]] * 9)
     for size in ((4.0, 3.0), (0.0, 0.0)):
-        ref, comp = ops.clip_boxes_to_image(boxes, size), _formulas.clip_boxes_to_image(torch.from_numpy(boxes), size)
+        ref = ops.clip_boxes_to_image(boxes, size)
+        with OtherDevice():
+            comp = ops.clip_boxes_to_image(torch.from_numpy(boxes), size)
         np.testing.assert_array_equal(comp.numpy(), ref)
         finite = np.isfinite(ref)
         np.testing.assert_array_equal(np.signbit(comp.numpy())[finite], np.signbit(ref)[finite])

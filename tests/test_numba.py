@@ -14,7 +14,7 @@ import pytest
 
 import fastssd
 from fastssd import ops
-from tests.cases import crowd, random_boxes
+from tests.operators._inputs import crowd, random_boxes
 
 pytest.importorskip("numba")
 

@@ -1,4 +1,4 @@
-"""Odd calls, each in a forked child: ``python -m tests.sanitize.hostile [--only TEXT] [--list]``.
+"""Hostile calls, each in a forked child: ``python -m tests.sanitize.hostile [--only TEXT] [--list]``.
 
 Every call must end in time with a right result or with an error that a caller expects (``PROPER``). What ends with a
 signal, a report of a sanitizer, another error or a result that is not the reference's is printed with its name, and
@@ -27,8 +27,9 @@ import numpy as np
 
 import fastssd
 import tests.sanitize
-from tests.cases import difference
-from tests.sanitize.hostile_calls import SECONDS, Call, Unmade, all_calls, torch
+from tests.operators import difference
+from tests.sanitize.hostile_calls import SECONDS, Call, all_calls
+from tests.sanitize.hostile_values import Unmade, torch
 
 PROPER = (ValueError, TypeError, RuntimeError, MemoryError, NotImplementedError)
 PER_CHILD = 300  # calls: a fork beside torch costs far more than a call

@@ -1,4 +1,4 @@
-"""Every case of tests/cases.py and every odd call of ``differential``, once: ``python -m tests.sanitize.operators``.
+"""Every case of tests/operators and every case of ``differential``, once: ``python -m tests.sanitize.operators``.
 
 For a build with sanitizers: what it looks for is not in the results, so nothing is compared.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 import fastssd
 from fastssd import _C
-from tests.cases import all_cases
+from tests.operators import all_cases
 from tests.sanitize.differential import all_odd
 
 
