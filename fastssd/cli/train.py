@@ -159,7 +159,7 @@ def train(
     accumulate: Annotated[int | None, option("Batches per step of the optimizer.", "1", TRAINING)] = None,
     ema: Annotated[
         float | None,
-        option("Decay of a moving average of the weights, which is the model; 0: none.", "0.0", TRAINING),
+        option("Decay of a moving average of the weights, which is what is saved; 0: none.", "0.0", TRAINING),
     ] = None,
     seed: Annotated[int | None, option("Seed of weights, order and augmentation.", "0", TRAINING)] = None,
     eval_every: Annotated[int | None, option("Epochs between evaluations.", "1", TRAINING)] = None,
@@ -175,7 +175,7 @@ def train(
     ] = None,
     neg_pos_ratio: Annotated[float | None, option("Mined negatives per positive.", "3.0", LOSS)] = None,
     min_negatives: Annotated[int | None, option("Least number of mined negatives per image.", "3", LOSS)] = None,
-    iou_threshold: Annotated[float | None, option("Least IoU of a positive anchor.", "0.5", LOSS)] = None,
+    iou_threshold: Annotated[float | None, option("Anchors from this IoU on are positive.", "0.5", LOSS)] = None,
     background_threshold: Annotated[
         float | None,
         option(
