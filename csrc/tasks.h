@@ -9,7 +9,7 @@
 
 namespace fastssd {
 
-// The codes of fastssd/backends/__init__.py, which count from 0. tests/test_dispatch.py compares names and order.
+// The codes of fastssd/backends/codes.py, which count from 0. tests/test_dispatch.py compares names and order.
 #define FASTSSD_BOX_FORMATS(CODE) CODE(xyxy) CODE(xywh) CODE(cxcywh)
 #define FASTSSD_FORCE_MATCH(CODE) CODE(none) CODE(bipartite) CODE(best) CODE(low_quality)
 #define FASTSSD_ACTIVATIONS(CODE) CODE(none) CODE(softmax) CODE(sigmoid)

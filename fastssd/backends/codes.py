@@ -1,4 +1,4 @@
-"""The types of kernels' arguments, and the codes that stand for options in them. C++ has the same (csrc/dispatch.h)."""
+"""The types of kernels' arguments, and the codes that stand for options in them. C++ has the same (csrc/tasks.h)."""
 
 from __future__ import annotations
 
