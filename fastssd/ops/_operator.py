@@ -1,22 +1,23 @@
-"""One declaration an operator: ``@operator`` on its NumPy core says what cannot be read from the signature.
+"""One declaration for each operator: ``@operator`` on its NumPy core says what cannot be read from the signature.
 
-``@operator("boxes: float[N, 4], scores: float[N] -> keep: int64[K]")`` gives the shapes and kinds of the arrays. All
-else is in the core's own signature, docstring and result. From the two follow the conversions, the checks, the
-choice between the ways below, and everything that torch knows of the operator (:mod:`fastssd.ops._torch`).
+``@operator("boxes: float[N, 4], scores: float[N] -> int64[K]")`` gives the shapes and kinds of the arrays. The names,
+options, defaults and the docstring are those of the core. From both follow the conversions, the checks, the choice
+between the ways below, and everything that torch knows about the operator (:mod:`fastssd.ops._torch`).
 
-A call takes one of three ways, which give the same result:
+A call goes one of three ways, with the same result:
 
-1. the **dispatched** way, where torch traces, maps or differentiates the call as a function, or where a tensor is on
-   another device: ``torch.ops.fastssd.NAME``;
-2. the **short** way, where the backend has one: one call of compiled code. It declines with None what it does not take;
-3. the **long** way: convert, check, call the core, and care for the gradient. It alone is complete.
+1. the **dispatched** way, ``torch.ops.fastssd.NAME``, if torch traces, maps or differentiates the call as a function,
+   or if a tensor is on another device;
+2. the **short** way, if the backend has one: a single call of compiled code, which returns None for arguments that it
+   does not take;
+3. the **long** way: convert, check, call the core, attach the gradient. It takes everything.
 
-Shapes: a letter is a length that is the same wherever it stands; ``B?`` may be missing, then everywhere; ``C+`` is at
+Shapes: a letter is a length, the same in all arrays; ``B?`` is a dimension that all arrays have or none; ``C+`` is at
 least 1; ``...`` are leading dimensions, equal in all arrays; ``*`` are leading dimensions that broadcast. In an output
-a word is the value of that option, and a letter that no input has is known only when the operator has run.
+a word is the value of that option, and a letter that no input has is known only after the operator has run.
 
-Kinds: ``float`` takes all real numbers, and what is computed together is promoted together; ``int`` takes integers;
-``bool``; ``number`` is a scalar that takes no part in the promotion.
+Kinds: ``float`` takes all real numbers, and all ``float`` arrays of a call are promoted together; ``int`` takes
+integers; ``bool`` takes booleans; ``number`` is a scalar that takes no part in the promotion.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from fastssd._checks import Array
 from fastssd.backends import shortcuts
 
 F = TypeVar("F", bound=Callable[..., Any])
-Sizes = dict[str, Any]  # what the letters of a declaration stand for; None: a dimension that is not there
+Sizes = dict[str, Any]  # the lengths that the letters of a declaration stand for; None for a missing ``B?``
 
 
 class Spec:
@@ -146,7 +147,7 @@ def _same(length: Any, other: Any) -> bool:
 
 
 class Operator:
-    """An operator of :data:`REGISTRY`. Its arguments are held apart: arrays, then options, both in signature order."""
+    """An operator of :data:`REGISTRY`. Its arguments come as arrays and options, each in the order of the signature."""
 
     def __init__(
         self,
@@ -219,7 +220,7 @@ class Operator:
         return found
 
     def complete(self, values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """(arrays, options) out of both in one row, with the defaults of those that are left out at the end."""
+        """(arrays, options) from one list of both. Arguments that are left out at its end get their defaults."""
         names = (*self.arrays, *self.options)
         everything = [*values, *(self.defaults[name] for name in names[len(values) :])]
         return everything[: len(self.arrays)], everything[len(self.arrays) :]
@@ -270,7 +271,7 @@ class Operator:
 
     def _write(self, arrays: Sequence[Any], out: Any) -> Any:
         """The result in `out`."""
-        if type(out) is not ndarray:  # for which the short way was tried
+        if type(out) is not ndarray:  # for an array the short way was tried already
             try:
                 if getattr(shortcuts, self.name)(*arrays, out) is not None:
                     mark_written(out)
@@ -313,14 +314,14 @@ def operator(
         shapes: ``"name: kind[dims], ... -> name: kind[dims], ..."``, the arrays among the arguments and the outputs.
         result: the named tuple that the core returns; None where it returns one array.
         shortcut: whether a backend may have a short way. It gets all arguments in the order of the signature.
-        lists: arguments may be lists of arrays, one an image. The core gets the arguments as they came.
+        lists: arguments may be lists with one array for each image. The core gets the arguments as they came.
         formula: whether :mod:`fastssd.ops._torch.formulas` has a function of this name, which gets the arrays,
             promoted, and the options. It runs on other devices than the CPU; else the arrays go to the CPU and back.
         gradient: ``"formula"``: the derivative of the formula; ``"kernel"``: by the first array, what the operator
             ``NAME_gradient`` returns; None: a backward pass through a float output raises.
         vmap: the rule in :mod:`fastssd.ops._torch.vmap`; ``"refuse"`` where the lengths of the outputs differ from
             example to example; None where nothing can be mapped over.
-        name: the operator's, where the function has another.
+        name: the name of the operator, if it is not that of the function.
     """
 
     def declare(core: F) -> F:
