@@ -132,9 +132,9 @@ def main() -> None:
         BEGIN,
         *lines,
         "",
-        "Everything but the network: anchors, matching, losses with their backward pass; anchors and postprocessing. "
+        "Everything but the network: anchors, matching, losses with their backward pass; anchors and postprocessing.\n"
         "Median times of a call; both take turns over different batches, and their results are compared first "
-        "(torchvision's with NMS per class and ties by index, see below). "
+        "(torchvision's with NMS per class and ties by index, see below).\n"
         f"{machine['cpu']}, {machine['cpus']} CPUs, {options.threads} thread{'s' * (options.threads > 1)}; "
         f"torch {torch.__version__}, torchvision {torchvision.__version__}.",
         END,

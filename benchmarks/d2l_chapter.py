@@ -192,7 +192,7 @@ def main() -> None:
             *rows,
             "",
             f"Processor time: medians over the calls in the cells, each the fastest of up to {Clock.REPEATS}; "
-            f"{machine['cpu']}, one thread, torch {torch.__version__.split('+')[0]}. "
+            f"{machine['cpu']}, one thread, torch {torch.__version__.split('+')[0]}.\n"
             f"Compared after the runs: {' and '.join(compared)}.",
             "<!-- /d2l -->",
         ]

@@ -141,7 +141,7 @@ def main() -> None:
             *lines,
             "",
             f"{options.model}, one JPEG of 640 x 480, one thread, medians of {options.rounds} processes each "
-            f"in turns, {machine['cpu']}, Python {machine['python']}. **n x**: torch's number divided by this one.",
+            f"in turns, {machine['cpu']}, Python {machine['python']}.\n**n x**: torch's number divided by this one.",
             "<!-- /numbers -->",
         ]
     )

@@ -137,7 +137,7 @@ def table(key: str, title: str, rows: Iterator[Row]) -> str:
     lines += [
         "",
         f"CPU time of the fastest of up to {REPEATS} calls; {environment()['cpu']}, one thread, torch "
-        f"{torch.__version__.split('+')[0]}. All results are equal to the last bit.",
+        f"{torch.__version__.split('+')[0]}.\nAll results are equal to the last bit.",
         f"<!-- /{key} -->",
     ]
     return "\n".join(lines)

@@ -191,8 +191,8 @@ def main() -> None:
     text = [
         "# Benchmarks",
         "",
-        "Written by `make bench`. Times are medians of a call. Implementations take turns in one process, over many "
-        "different inputs, and each must give the same result before it is timed. A ratio is the time of the fastest "
+        "Written by `make bench`.\nTimes are medians of a call.\nImplementations take turns in one process, over many "
+        "different inputs, and each must give the same result before it is timed.\nA ratio is the time of the fastest "
         "peer divided by ours in the same run, because absolute times on a shared machine mean little.",
         "",
         f"{machine['cpu']}, {machine['cpus']} CPUs, instruction set {machine['isa']}; Python {machine['python']}, "
@@ -224,7 +224,7 @@ def main() -> None:
             *HEAD,
             *rows(shown),
             "",
-            f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['isa']}. All results, and how they were measured: "
+            f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['isa']}.\nAll results, and how they were measured: "
             "[benchmarks](docs/benchmarks.md).",
             "<!-- /numbers -->",
         ]

@@ -204,7 +204,7 @@ def main() -> None:
             "|---|" + "---|" * (3 + len(classes)),
             *(row(recipe, seeds) for recipe, seeds in zip(recipes, runs, strict=True)),
             "",
-            "Mean, and lowest to highest seed, after the last epoch. Minutes of processor time, so half as many "
+            "Mean, and lowest to highest seed, after the last epoch.\nMinutes of processor time, so half as many "
             f"on two cores; {machine['cpu']}, torch {torch.__version__.split('+')[0]}.",
             "",
             "```sh",

@@ -176,7 +176,7 @@ def main() -> None:
             *rows,
             "",
             f"{machine['cpu']}, {machine['isa']}, threads: {torch.get_num_threads()}, "
-            f"torch {torch.__version__.split('+')[0]}; batches of {BATCH} images (SSD300: 2, SSD512: 1). One process "
+            f"torch {torch.__version__.split('+')[0]}; batches of {BATCH} images (SSD300: 2, SSD512: 1).\nOne process "
             f"makes {augmented:.0f} training images per second from images of 640 x 640 in memory: crop, zoom-out, "
             "colour and flip.",
             "<!-- /speed -->",
