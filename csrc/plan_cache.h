@@ -96,7 +96,7 @@ class PlanCache {
     static constexpr std::size_t kMost = 64;
     static constexpr int64_t kMostBytes = int64_t(1) << 27;  // 7 sets of 2^18 float32 anchors
 
-    // The plans of anchors with this mark: none or one, and hardly ever more.
+    // The plans of anchors with this mark: none or one, rarely more.
     std::vector<Entry> alike(uint64_t mark) {
         std::vector<Entry> found;
         const std::lock_guard<std::mutex> lock(mutex_);

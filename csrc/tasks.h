@@ -1,8 +1,8 @@
 // What each operator has to do: the one list of its arguments below the bindings, and the list of all kernels.
 //
 // A task holds the arguments of fastssd/backends/reference/<family>.py in the same order and with the same shapes, and
-// after the inputs the lengths that the kernel needs. A kernel works on the rows [begin, end) of its task; what a row
-// is stands at each task. Where a task has no rows, the kernel does all of it and returns how many it kept.
+// after the inputs the lengths that the kernel needs. A kernel works on the rows [begin, end) of its task; each task
+// says what its rows are. Where a task has no rows, the kernel does all of it and returns how many it kept.
 #pragma once
 
 #include <cstdint>
@@ -230,7 +230,7 @@ struct PostprocessDetectionsTask {  // rows are images
 };
 
 // ROWS(kernel, task) or WHOLE(kernel, task), where a task has no rows. dispatch.h declares the table from this list and
-// kernels.cpp fills it by name, so no kernel can stand in another's place.
+// kernels.cpp fills it by name, so no kernel can get the place of another.
 #define FASTSSD_KERNELS(ROWS, WHOLE)                                        \
     ROWS(box_area, BoxAreaTask)                                             \
     ROWS(box_convert, BoxConvertTask)                                       \

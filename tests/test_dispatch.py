@@ -1,8 +1,10 @@
-"""One source, several instruction sets: the one that was asked for runs, and all give the same bits."""
+"""The compiled module: the instruction set asked for runs, all give the same bits, and C++ agrees with Python."""
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,11 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastssd import backends
+from fastssd.backends import reference, threads
+from fastssd.ops import matching
+
 _C = pytest.importorskip("fastssd._C", reason="this build has no compiled kernels")
 
 ROOT = Path(__file__).parents[1]
 
-# Every operator on both dtypes, with lengths that leave a rest after any vector; prints the ISA and a digest.
+# Every operator on both dtypes, with lengths that are no multiple of any vector; prints the ISA and a digest.
 DIGEST = """
 import hashlib
 import numpy as np
@@ -75,7 +81,7 @@ for dtype in (np.float32, np.float64):
     deltas = rng.standard_normal((3, 777, 4)).astype(dtype)
     call("encode_boxes", boxes(3, 777), other, 0.1, 0.2, out=[new(3, 777, 4)])
     call("decode_boxes", deltas, other, 0.1, 0.2, out=[new(3, 777, 4)])
-    logits = rng.standard_normal((3, 777, 29)).astype(dtype) * 3  # so many candidates that a cut is made
+    logits = rng.standard_normal((3, 777, 29)).astype(dtype) * 3  # so many candidates that some are left out
     for activation in range(3):
         detections = [new(3, 50, 4), new(3, 50), new(3, 50, dtype=np.int64), new(3, 50, dtype=np.int64)]
         detections.append(new(3, dtype=np.int64))
@@ -134,6 +140,26 @@ def test_an_isa_that_cannot_run_is_an_error() -> None:
 def test_the_bindings_refuse_arrays_that_would_crash_a_kernel(boxes: Any, scores: Any, keep: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         _C.nms(boxes, scores, 0.5, keep)
+
+
+def parameters(function: Any) -> list[str]:
+    """The names in the signature of a compiled function, which pybind11 puts in the first line of its docstring."""
+    signature = function.__doc__.splitlines()[0]
+    return re.findall(r"(\w+): ", signature)
+
+
+@pytest.mark.parametrize("name", backends.OPERATORS)
+def test_a_binding_has_the_arguments_of_the_reference_in_its_order(name: str) -> None:
+    assert parameters(getattr(_C, name)) == list(inspect.signature(getattr(reference, name)).parameters)
+
+
+def test_codes_and_limits_are_the_same_in_python_and_in_cpp() -> None:
+    codes = ("BOX_FORMATS", "FORCE_MATCH", "ACTIVATIONS", "SOFT_NMS_METHODS")
+    in_python = {name: list(getattr(backends, name)) for name in codes}
+    for name in codes:
+        assert list(getattr(backends, name).values()) == list(range(len(in_python[name])))
+    limits = {"shared block bytes": matching._MOST_SHARED_BYTES, "threads": threads.MOST}
+    assert _C.shared_constants == in_python | limits
 
 
 def test_no_object_defines_weak_symbols_outside_its_namespace() -> None:

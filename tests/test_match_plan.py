@@ -1,4 +1,4 @@
-"""The C++ kernel keeps what it made of the anchors: how that must not show, beyond what tests/test_ops.py covers."""
+"""The C++ kernel keeps its plans of anchors: results must not show it, beyond what tests/test_ops.py covers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cpp():
 
 
 def lattice(cells: int, scale: float = 1.0) -> np.ndarray:
-    """Four anchors at each cell of a square grid; enough for several levels of bounds."""
+    """Four anchors at each cell of a square grid, enough for several levels of bounds."""
     centre = (np.stack(np.meshgrid(np.arange(cells), np.arange(cells)), -1).reshape(-1, 1, 2) + 0.5) / cells
     half = np.array([[2, 2], [3, 3], [3, 1.5], [1.5, 3]]) / cells / 2
     anchors = np.concatenate([centre - half, centre + half], -1).reshape(-1, 4).clip(0, 1)
@@ -57,8 +57,8 @@ def test_many_blocks_of_anchors_give_what_the_reference_gives(cells, force):
         check(anchors, gt, force_match=force, iou_threshold=iou_threshold, background_threshold=background_threshold)
 
 
-def test_more_equal_ground_truths_than_anchors_that_overlap_them():
-    """Each takes the best anchor left, the last ones take anchors that they do not overlap, then none is left."""
+def test_more_equal_ground_truth_boxes_than_anchors_that_overlap_them():
+    """Each takes the best free anchor; the last ones take anchors that they do not overlap, until none is free."""
     anchors = lattice(5)
     check(anchors, [np.repeat(boxes(np.random.default_rng(0), 1), 130, axis=0)])
 
@@ -86,7 +86,7 @@ def test_more_sets_of_anchors_than_are_kept():
 
 
 def test_anchors_written_to_during_a_call_do_not_spoil_later_calls():
-    """Whatever a call that another thread disturbs answers, the next one of the same content is right."""
+    """The call that another thread disturbs may return anything; the next call on the same content is right."""
     rng = np.random.default_rng(4)
     one, other = lattice(60), lattice(60)[::-1].copy()
     gt, anchors, stop = [boxes(rng, 10)], one.copy(), threading.Event()

@@ -1,7 +1,9 @@
-"""Shortcuts give what the long way gives, or step aside."""
+"""A short way gives the same as the long way, or declines."""
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 
@@ -47,6 +49,12 @@ def cpp():
 
 def test_every_shortcut_is_tried_below():
     assert vars(shortcuts).keys() == CALLS.keys()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_takes_the_arguments_of_the_public_function_in_its_order(name):
+    signature = vars(shortcuts)[name].__doc__.splitlines()[0]
+    assert re.findall(r"(\w+): ", signature) == list(inspect.signature(getattr(ops, name)).parameters)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -103,7 +111,7 @@ def unusual_tensors():
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("unusual", [unusual_arrays, unusual_tensors])
-def test_steps_aside_for_what_is_unusual(name, unusual):
+def test_declines_unusual_arrays(name, unusual):
     shortcut = vars(shortcuts)[name]
     plain = [np.float32(BOXES[0]), np.float32(SCORES), GROUPS]
     if unusual is unusual_tensors:
@@ -121,8 +129,8 @@ def test_steps_aside_for_what_is_unusual(name, unusual):
     }
     arguments = rest.get(name, (boxes, None))
     assert shortcut(boxes, *arguments) is not None
-    for what, odd in unusual():
-        assert shortcut(odd, *arguments) is None, what
+    for what, array in unusual():
+        assert shortcut(array, *arguments) is None, what
 
 
 OLD_TORCH = """
@@ -139,7 +147,7 @@ def test_tensors_of_a_torch_without_the_exchange_of_dlpack():
     assert result.returncode == 0, result.stdout
 
 
-def test_steps_aside_for_unusual_arguments():
+def test_declines_unusual_arguments():
     boxes, scores = np.float32(BOXES[0]), np.float32(SCORES)
     direct = vars(shortcuts)
     assert direct["nms"](boxes, scores, 0.5, "drop") is not None
@@ -157,7 +165,7 @@ def test_steps_aside_for_unusual_arguments():
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
-def test_steps_aside_for_unusual_ground_truth(kind):
+def test_declines_unusual_ground_truth(kind):
     boxes, labels = np.float32(BOXES[0]), abs(GROUPS) + 1
     nan, point, zero = boxes.copy(), boxes.copy(), labels.copy()
     nan[3, 1], point[3, 2:], zero[5] = np.nan, point[3, :2], 0

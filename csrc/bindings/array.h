@@ -106,8 +106,8 @@ void check_not_negative(const char* name, T value) {
 
 // A copy of the offsets [B + 1], because they index memory and another thread may write to the array.
 inline std::vector<int64_t> checked_offsets(const Array& array, int64_t total) {
-    const int64_t* const given = array.as<int64_t>();
-    std::vector<int64_t> offsets(given, given + array.size(0));
+    const int64_t* const values = array.as<int64_t>();
+    std::vector<int64_t> offsets(values, values + array.size(0));
     if (offsets.empty() || offsets.front() != 0 || offsets.back() != total ||
         !std::is_sorted(offsets.begin(), offsets.end())) {
         throw py::value_error("offsets: expected to rise from 0 to the number of ground-truth boxes");

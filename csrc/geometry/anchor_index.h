@@ -160,7 +160,7 @@ class AnchorIndex {
   private:
     // What anchors are divided by: centre and logarithm of the size. Anchors that are close in these have a large IoU.
     struct Member {
-        float at[4];
+        float position[4];
         uint32_t anchor;
     };
 
@@ -191,11 +191,11 @@ class AnchorIndex {
 
     static int widest_axis(const Member* members, int64_t size) {
         float low[4], high[4];
-        for (int axis = 0; axis < 4; ++axis) low[axis] = high[axis] = members[0].at[axis];
+        for (int axis = 0; axis < 4; ++axis) low[axis] = high[axis] = members[0].position[axis];
         for (int64_t i = 1; i < size; ++i) {
             for (int axis = 0; axis < 4; ++axis) {
-                low[axis] = smaller(members[i].at[axis], low[axis]);
-                high[axis] = larger(members[i].at[axis], high[axis]);
+                low[axis] = smaller(members[i].position[axis], low[axis]);
+                high[axis] = larger(members[i].position[axis], high[axis]);
             }
         }
         int widest = 0;
@@ -212,13 +212,13 @@ class AnchorIndex {
     // Puts the lowest `count` first (Hoare's selection algorithm); count < size.
     static void select(Member* members, int64_t size, int64_t count, int axis) {
         for (int64_t begin = 0, end = size; end - begin > 1;) {
-            const float a = members[begin].at[axis], b = members[(begin + end) / 2].at[axis];
-            const float c = members[end - 1].at[axis];
+            const float a = members[begin].position[axis], b = members[(begin + end) / 2].position[axis];
+            const float c = members[end - 1].position[axis];
             const float pivot = larger(smaller(a, b), smaller(larger(a, b), c));
             int64_t i = begin, j = end - 1;
             while (i <= j) {
-                while (members[i].at[axis] < pivot) ++i;
-                while (pivot < members[j].at[axis]) --j;
+                while (members[i].position[axis] < pivot) ++i;
+                while (pivot < members[j].position[axis]) --j;
                 if (i > j) break;
                 const Member member = members[i];
                 members[i++] = members[j];

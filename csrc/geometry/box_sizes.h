@@ -83,8 +83,8 @@ struct BoxSizes {
         tiny = false;
         for (const Flag any : any_tiny) tiny |= any != 0;
         const auto side = [&](const T* low, const T* high, int64_t k) {
-            const int64_t at = k * n / Sample<T>::kSize;
-            return OverlapTest<T>::can_overlap(boxes.area[at]) ? high[at] - low[at] : T(0);
+            const int64_t chosen = k * n / Sample<T>::kSize;
+            return OverlapTest<T>::can_overlap(boxes.area[chosen]) ? high[chosen] - low[chosen] : T(0);
         };
         mean[0] = Sample<T>([&](int64_t k) { return side(boxes.x1, boxes.x2, k); }).mean();
         mean[1] = Sample<T>([&](int64_t k) { return side(boxes.y1, boxes.y2, k); }).mean();

@@ -1,6 +1,6 @@
 // All boxes of an NMS, sorted by the cells of one grid over their centres. A kept box suppresses the boxes that it
 // overlaps within reach of its centre: a few rows of cells, each one stretch of memory, which vectorised loops run
-// over. Where boxes have similar sizes, these are hardly more than must be compared. Where they do not, a large box is
+// over. Where boxes have similar sizes, these are few more than must be compared. Where they do not, a large box is
 // compared with many small ones for nothing; the caller learns how many were compared. The grid is made for most boxes:
 // a centre outside of it belongs to a cell at the edge, so a few large or distant boxes change nothing for the others.
 #pragma once

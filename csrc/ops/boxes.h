@@ -55,11 +55,14 @@ void clip_boxes_to_image(const ClipBoxesToImageTask<T>& task, int64_t begin, int
 
 template <typename T>
 int64_t remove_small_boxes(const RemoveSmallBoxesTask<T>& task) {
+    const T* const boxes = task.boxes;
+    int64_t* const keep = task.keep;
+    const int64_t n = task.n;
     const T limit = round_up(T(), task.min_size);
     int64_t kept = 0;
-    for (int64_t i = 0; i < task.n; ++i) {
-        const T* const box = task.boxes + 4 * i;
-        task.keep[kept] = i;
+    for (int64_t i = 0; i < n; ++i) {
+        const T* const box = boxes + 4 * i;
+        keep[kept] = i;
         kept += static_cast<int64_t>((box[2] - box[0] >= limit) & (box[3] - box[1] >= limit));
     }
     return kept;

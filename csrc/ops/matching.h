@@ -363,15 +363,15 @@ class Matcher {
         row.put(claim.anchor, gt, claim.iou);
     }
 
-    static void sift_down(int64_t* heap, int64_t size, int64_t at, const Claim<T>* claims) {
+    static void sift_down(int64_t* heap, int64_t size, int64_t parent, const Claim<T>* claims) {
         const auto first = [&](int64_t a, int64_t b) {
             return claims[a].before(claims[b]) || (!claims[b].before(claims[a]) && a < b);
         };
-        for (int64_t child = 2 * at + 1; child < size; at = child, child = 2 * at + 1) {
+        for (int64_t child = 2 * parent + 1; child < size; parent = child, child = 2 * parent + 1) {
             if (child + 1 < size && first(heap[child + 1], heap[child])) ++child;
-            if (!first(heap[child], heap[at])) return;
-            const int64_t gt = heap[at];
-            heap[at] = heap[child];
+            if (!first(heap[child], heap[parent])) return;
+            const int64_t gt = heap[parent];
+            heap[parent] = heap[child];
             heap[child] = gt;
         }
     }

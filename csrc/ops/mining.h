@@ -19,8 +19,8 @@ namespace fastssd::FASTSSD_ISA {
 // How many negatives to mine, if there are so many: max(ceil(ratio * positives), least), at most n. Without positives
 // the ratio asks for none, even where it is infinite.
 inline int64_t wanted_negatives(double ratio, int64_t positives, int64_t least, int64_t n) {
-    const double asked = positives > 0 ? smaller(ratio * static_cast<double>(positives), static_cast<double>(n)) : 0;
-    return smaller(larger(static_cast<int64_t>(std::ceil(asked)), least), n);
+    const double by_ratio = positives > 0 ? smaller(ratio * static_cast<double>(positives), static_cast<double>(n)) : 0;
+    return smaller(larger(static_cast<int64_t>(std::ceil(by_ratio)), least), n);
 }
 
 template <typename T>

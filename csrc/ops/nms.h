@@ -62,14 +62,14 @@ class Suppressor {
                 if (pacer_.cancelled(num_kept * kTile / 4)) return false;
             }
             if (pacer_.cancelled(n)) return false;
-            int64_t living = 0;
+            int64_t num_alive = 0;
             for (int64_t i = head; i < n; ++i) {
-                boxes_.copy(living, i);
-                ids_[living] = ids_[i];
-                living += static_cast<int64_t>(dead_[i] == 0);
+                boxes_.copy(num_alive, i);
+                ids_[num_alive] = ids_[i];
+                num_alive += static_cast<int64_t>(dead_[i] == 0);
             }
-            crowded = living < kGridFrom || sweeping_pays(num_kept, n - head - living, n - head);
-            n = living;
+            crowded = num_alive < kGridFrom || sweeping_pays(num_kept, n - head - num_alive, n - head);
+            n = num_alive;
         }
         return true;
     }
@@ -235,19 +235,19 @@ int64_t settle_in_cells(const T* boxes, const T* scores, int64_t n, BoxCells<T>&
         int64_t end = ends[b++];
         while (end - begin < kBatch && end < count) end = ends[b++];
         if (budget < 0) end = count;
-        int64_t living = 0;
+        int64_t num_alive = 0;
         for (int64_t i = begin; i < end; ++i) {
-            entries[living] = bucketed[i];
-            living += static_cast<int64_t>(cells.alive(bucketed[i].index));
+            entries[num_alive] = bucketed[i];
+            num_alive += static_cast<int64_t>(cells.alive(bucketed[i].index));
         }
         begin = end;
-        Entry<Key>* const order = sort_entries(entries.data(), scratch.data(), living);
+        Entry<Key>* const order = sort_entries(entries.data(), scratch.data(), num_alive);
         if (budget < 0) {
-            for (int64_t i = 0; i < living; ++i) order[i].index = cells.id(order[i].index);
-            return kept + settle_sorted(boxes, order, living, test.limit, keep + kept);
+            for (int64_t i = 0; i < num_alive; ++i) order[i].index = cells.id(order[i].index);
+            return kept + settle_sorted(boxes, order, num_alive, test.limit, keep + kept);
         }
-        if (pacer.cancelled(4 * (kBatch + living))) return 0;
-        for (int64_t i = 0; i < living; ++i) {
+        if (pacer.cancelled(4 * (kBatch + num_alive))) return 0;
+        for (int64_t i = 0; i < num_alive; ++i) {
             const uint32_t place = order[i].index;
             if (!cells.alive(place)) continue;
             keep[kept++] = cells.id(place);
@@ -255,7 +255,7 @@ int64_t settle_in_cells(const T* boxes, const T* scores, int64_t n, BoxCells<T>&
             if (pacer.cancelled(work / 2)) return 0;
             budget -= work;
             if (budget < 0) {  // the rest of these goes back to the buckets
-                for (int64_t k = living; --k > i;) bucketed[--begin] = order[k];
+                for (int64_t k = num_alive; --k > i;) bucketed[--begin] = order[k];
                 break;
             }
         }
@@ -322,27 +322,28 @@ int64_t soft_nms(const SoftNmsTask<T>& task) {
     BoxColumns<T> columns(block.data(), n);
     const T lowest = round_down(T(), task.score_threshold), limit = round_down(T(), task.iou_threshold);
     const T sigma = static_cast<T>(task.sigma);
-    int64_t living = 0;
+    int64_t num_alive = 0;
     for (int64_t i = 0; i < n; ++i) {
-        columns.set(living, task.boxes + 4 * i);
-        current[living] = task.scores[i];
-        ids[living] = static_cast<uint32_t>(i);
+        columns.set(num_alive, task.boxes + 4 * i);
+        current[num_alive] = task.scores[i];
+        ids[num_alive] = static_cast<uint32_t>(i);
         // The copies are checked, because no other thread writes to them: index_of() below finds what max_of() found.
-        living += static_cast<int64_t>((columns.area[living] == columns.area[living]) & (current[living] > lowest));
+        num_alive +=
+            static_cast<int64_t>((columns.area[num_alive] == columns.area[num_alive]) & (current[num_alive] > lowest));
     }
     Pacer pacer;
     int64_t kept = 0;
-    while (living > 0) {
-        const int64_t best = index_of(current.data(), max_of(current.data(), living));
+    while (num_alive > 0) {
+        const int64_t best = index_of(current.data(), max_of(current.data(), num_alive));
         const Box<T> box(columns, best);
         task.keep[kept] = ids[best];
         task.kept_scores[kept++] = current[best];
         current[best] = -kInf<T>;
 
         T* FASTSSD_RESTRICT const iou = overlap.data();
-        for (int64_t i = 0; i < living; ++i) iou[i] = iou_of(box, Box<T>(columns, i));
+        for (int64_t i = 0; i < num_alive; ++i) iou[i] = iou_of(box, Box<T>(columns, i));
         int64_t left = 0;
-        for (int64_t i = 0; i < living; ++i) {
+        for (int64_t i = 0; i < num_alive; ++i) {
             T decay = T(1);
             if (method == SoftNmsMethod::linear) {
                 if (iou[i] > limit) decay = T(1) - iou[i];
@@ -355,8 +356,8 @@ int64_t soft_nms(const SoftNmsTask<T>& task) {
             current[left] = score;
             left += static_cast<int64_t>((score > lowest) & (i != best));
         }
-        if (pacer.cancelled(4 * living)) return 0;
-        living = left;
+        if (pacer.cancelled(4 * num_alive)) return 0;
+        num_alive = left;
     }
     return kept;
 }

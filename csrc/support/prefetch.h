@@ -29,11 +29,11 @@ FASTSSD_INLINE void prefetch(const T* from, int64_t count) {
     prefetch<T>(reinterpret_cast<std::uintptr_t>(from), count);
 }
 
-// Loads the numbers that are so far after `now` that they arrive in time.
+// Loads the numbers that are so far after `from` that they arrive in time.
 template <typename T>
-FASTSSD_INLINE void prefetch_behind(const T* now, int64_t count) {
+FASTSSD_INLINE void prefetch_behind(const T* from, int64_t count) {
     constexpr std::uintptr_t kAhead = 4096;
-    prefetch<T>(reinterpret_cast<std::uintptr_t>(now) + kAhead, count);
+    prefetch<T>(reinterpret_cast<std::uintptr_t>(from) + kAhead, count);
 }
 
 }  // namespace fastssd::FASTSSD_ISA

@@ -300,10 +300,10 @@ void keep_larger(const T* values, Index index, T* FASTSSD_RESTRICT best, Index* 
         std::memcpy(&old, best + i, kMaskBytes);
         std::memcpy(&old_which, which + i, kMaskBytes);
         const auto better = value > old;
-        const Values now = better ? value : old;
-        const Indices now_which = better ? indices : old_which;
-        std::memcpy(best + i, &now, kMaskBytes);
-        std::memcpy(which + i, &now_which, kMaskBytes);
+        const Values larger_value = better ? value : old;
+        const Indices its_index = better ? indices : old_which;
+        std::memcpy(best + i, &larger_value, kMaskBytes);
+        std::memcpy(which + i, &its_index, kMaskBytes);
     }
 #else
     for (int i = 0; i < kMaskWidth; ++i) {

@@ -1,7 +1,23 @@
 // The short ways: whole operators in one call, with the arguments of the public function in fastssd/ops, in its order.
-// They exist because the checks and conversions of the long way, in Python, cost more than a small kernel:
-// `python -m benchmarks.short_ways` prints what each of them gains. Nothing is converted or explained here. A short way
-// returns None for any argument that is unusual, and then the long way runs, which also says what is wrong.
+// They exist because the checks and conversions of the long way, in Python, cost more than a small kernel. Nothing is
+// converted or explained here: for any argument that is unusual a short way returns None, and then the long way runs,
+// which also says what is wrong. `python -m benchmarks.short_ways` prints what each of them gains, and for thousands of
+// boxes too, where the kernel takes most of the time.
+//
+// Microseconds of a call on 8 boxes, with the short way and with the long way only:
+//
+//                                    NumPy             torch
+//     box_iou                  0.88   17.39      3.17   23.69
+//     generalized_box_iou      0.90   17.40      3.13   26.32
+//     distance_box_iou         0.92   17.51      3.26   24.50
+//     complete_box_iou         1.35   18.13      3.46   24.47
+//     paired_box_iou           0.66   14.72      5.94   25.61
+//     match_anchors            4.22   68.89      6.40   93.72
+//     assign_targets           5.22  122.26     13.53  189.82
+//     encode_boxes             0.61   27.65      5.41  101.37
+//     decode_boxes             0.59   12.42      5.18   41.98
+//     nms                      0.63    8.06      5.32   33.12
+//     batched_nms              0.80   10.52      3.93   28.64
 //
 // This file: an argument of a short way, a NumPy array or a torch tensor, examined without Python code.
 #pragma once
