@@ -1,6 +1,6 @@
-"""The fields of a dataclass, checked whole against their own type hints, and plain values made into such a dataclass.
+"""Check the fields of a dataclass against their type hints, and make such a dataclass from plain values.
 
-A hint says the type, and in ``Annotated`` what else has to hold::
+A hint states the type, and in ``Annotated`` further rules::
 
     @dataclass(frozen=True)
     class Preset:
@@ -10,7 +10,7 @@ A hint says the type, and in ``Annotated`` what else has to hold::
         def __post_init__(self) -> None:
             check_fields(self)
 
-So Python, files and command line options pass one check, and a field says all about itself in one place.
+So values from Python, files and command line options pass the same check, and one line says all about a field.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HINTS: dict[Any, dict[str, Any]] = {}  # by dataclass
 
 
 class Rule(NamedTuple):
-    """What has to hold for a value besides its type, and how an error says it."""
+    """A rule for a value besides its type, and its text in errors."""
 
     holds: Callable[[Any], bool]
     text: str
@@ -61,7 +61,7 @@ def length(low: int, high: int) -> Rule:
 
 def check_fields(instance: Any) -> None:
     """Check all fields of a dataclass instance, and make them what their hints say: lists become tuples, numbers of
-    NumPy Python's.
+    NumPy become numbers of Python.
 
     Raises:
         ValueError: names the field, what came and what was expected.
@@ -97,10 +97,10 @@ def from_plain(kind: type[T], values: Any) -> T:
 
 
 def read_json(text: str | bytes) -> Any:
-    """What a JSON text holds, as strictly as the standard has it: NaN and infinity are not.
+    """The content of a JSON text. As in the standard, NaN and infinity are errors.
 
     Raises:
-        ValueError: it is no JSON, or nested without end.
+        ValueError: it is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text, parse_constant=_no_constant)
@@ -110,7 +110,7 @@ def read_json(text: str | bytes) -> Any:
 
 def check_plain(value: Any, name: str) -> None:
     """Raise ValueError unless `value` is made of plain values (None, text, numbers, lists, mappings from texts), is no
-    deeper than ``DEEPEST`` and of at most ``MOST_VALUES``; what appears twice counts twice, so links to itself end."""
+    deeper than ``DEEPEST`` and has at most ``MOST_VALUES``. Repeated values count again, so cycles are found."""
     left = MOST_VALUES
 
     def walk(part: Any, depth: int) -> None:
@@ -158,13 +158,13 @@ def _checked(hint: Any, value: Any, key: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         kind, *rules = arguments
-        if value is None and type(None) in _parts(kind):  # rules are about what is there
+        if value is None and type(None) in _parts(kind):  # rules do not apply to None
             return None
         described = f"{_described(kind)} {' and '.join(rule.text for rule in rules)}"
         try:
             value = _checked(kind, value, key)
         except _WrongTypeError as error:
-            if not str(error).startswith(f"{key}:"):  # of an entry, which it names
+            if not str(error).startswith(f"{key}:"):  # it is about an entry, and names it
                 raise
             raise _WrongTypeError(f"{key}: expected {described}, got {_shown(value)}") from None
         for rule in rules:
@@ -214,7 +214,7 @@ def _checked(hint: Any, value: Any, key: str) -> Any:
 
 
 class _WrongTypeError(ValueError):
-    """Of no type that the hint has; another alternative of a union may fit."""
+    """The value has another type; a different alternative of a union may fit."""
 
 
 def _described(hint: Any) -> str:

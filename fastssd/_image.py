@@ -1,4 +1,4 @@
-"""A picture's pixels at a network's size, the same for training, torch and ONNX; imports NumPy alone."""
+"""An image's pixels at a network's size, the same for training, torch and ONNX; imports NumPy alone."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def check_image(image: NDArray[np.uint8], name: str = "image") -> None:
 
 
 def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The whole picture in a square, its aspect ratio given up as in SSD: uint8 [H, W, 3] to uint8 [size, size, 3].
+    """The whole image stretched to a square, as in SSD: uint8 [H, W, 3] to uint8 [size, size, 3].
 
-    Bilinear with a support that grows with the reduction, so that small objects are averaged, not skipped.
+    Bilinear; the filter grows with the reduction, so that small objects are averaged and not skipped.
 
     Raises:
-        ValueError: not a uint8 picture with three channels and at least one pixel.
+        ValueError: not a uint8 image with three channels and at least one pixel.
     """
     check_image(image)
     if image.shape[:2] == (size, size):

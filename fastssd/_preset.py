@@ -16,10 +16,10 @@ from fastssd.ops import grid_anchors
 
 CLIPS = ("none", "size", "all")
 ACTIVATIONS = ("softmax", "sigmoid")
-RATIOS_4 = (1.0, 2.0, 0.5)  # with two scales 4 anchors a cell
+RATIOS_4 = (1.0, 2.0, 0.5)  # with two scales 4 anchors per cell
 RATIOS_6 = (1.0, 2.0, 0.5, 3.0, 1 / 3)
 
-# So far a preset out of a file may go; what lies beyond costs memory and time that nobody wants to spend by mistake.
+# Limits for presets that are read from a file: beyond them a mistake would cost much memory and time.
 MAX_SIZE = 4096  # pixels, height and width of the input
 MAX_ANCHORS = 2_000_000
 MAX_CLASSES = 30_000
@@ -39,27 +39,27 @@ FileName = Rule(
 
 @dataclass(frozen=True)
 class Preset:
-    """All that a detector's outputs depend on besides its weights. A checkpoint carries it.
+    """All that a detector's outputs depend on besides its weights. Every checkpoint has one.
 
     Attributes:
-        name: for people.
+        name: to be read by people.
         image_size: height and width of the network's input, pixels.
         grid_sizes: (rows, columns) of each feature map.
-        scales: for each feature map the scales of its anchors, as fractions of the picture.
+        scales: for each feature map the scales of its anchors, as fractions of the image.
         aspect_ratios: for each feature map the width / height of its anchors, as in :func:`fastssd.ops.grid_anchors`.
         variances: of the box coder.
         mean, std: of the RGB channels, in [0, 1].
         activation: ``"softmax"`` over background and classes, or ``"sigmoid"`` of each class (for the focal loss).
-        steps: for each feature map the pixels from cell to cell; None: the picture in equal parts. The two differ where
-            a grid does not divide the picture (38 cells in steps of 8 pixels end beyond 300).
+        steps: for each feature map the pixels from cell to cell; None: the image in equal parts. The two differ where
+            a grid does not divide the image (38 cells in steps of 8 pixels end beyond 300).
         clip: what of an anchor is limited to [0, 1]: ``"none"``, its ``"size"`` (torchvision), or ``"all"``, that is
-            center and size (ssd.pytorch). Corners may lie outside the picture all the same.
+            center and size (ssd.pytorch). Corners may still lie outside the image.
         score_threshold, nms_threshold, topk, max_detections: of postprocessing, where a caller names no others; the
             score threshold is the one for measuring AP.
 
     Raises:
         ValueError: a field is of another type or out of range; names it, what came and what was expected. Lists are
-            taken for tuples.
+            accepted as tuples.
     """
 
     name: Annotated[str, FileName]
@@ -82,9 +82,9 @@ class Preset:
         check_fields(self)
         levels = len(self.grid_sizes)
         for name in ("scales", "aspect_ratios", "steps"):
-            given = getattr(self, name)
-            if given is not None and len(given) != levels:
-                raise ValueError(f"{name}: expected one entry for each of the {levels} feature maps, got {len(given)}")
+            entries = getattr(self, name)
+            if entries is not None and len(entries) != levels:
+                raise ValueError(f"{name}: expected an entry for each of the {levels} feature maps, got {len(entries)}")
         cells = [rows * columns for rows, columns in self.grid_sizes]
         count = sum(c * k for c, k in zip(cells, self.anchors_per_cell, strict=True))
         if count > MAX_ANCHORS or max(map(max, self.grid_sizes)) > self.image_size:
@@ -98,7 +98,7 @@ class Preset:
         return tuple(len(s) + len(r) - 1 for s, r in zip(self.scales, self.aspect_ratios, strict=True))
 
     def anchors(self) -> NDArray[np.float32]:
-        """[A, 4] xyxy, as fractions of the picture."""
+        """[A, 4] xyxy, as fractions of the image."""
         if self.steps is None and self.clip == "none":
             return grid_anchors(self.grid_sizes, self.scales, self.aspect_ratios)
         levels = []
@@ -116,10 +116,10 @@ class Preset:
         return np.concatenate(levels).astype(np.float32)
 
     def at_size(self, image_size: int, grid_sizes: Sequence[tuple[int, int]]) -> Preset:
-        """The same anchors, as fractions of the picture, over the feature maps that another size of input gives.
+        """The same anchors, as fractions of the image, over the feature maps that another size of input gives.
 
-        Where there are steps, one stays as many pixels if the feature map is still the picture in such steps, rounded
-        up; else it becomes an equal part of the picture.
+        A step keeps its pixels if the feature map still has as many cells as such steps cover the image, rounded up;
+        otherwise it becomes the image size over the number of cells.
         """
         steps = self.steps
         if steps is not None:
@@ -137,7 +137,7 @@ class Preset:
     def from_dict(cls, values: Mapping[str, Any]) -> Preset:
         """
         Raises:
-            ValueError: a field is missing, is not one of a preset's, or is out of range.
+            ValueError: a field is missing, unknown or out of range.
         """
         try:
             return from_plain(cls, values)
@@ -154,7 +154,7 @@ class Preset:
         largest: float = 0.9,
         **others: Any,
     ) -> Preset:
-        """A preset whose scales rise evenly from the first feature map to the last, with six anchors a cell.
+        """A preset whose scales increase evenly from the first feature map to the last, with six anchors per cell.
 
         Args:
             name, image_size, grid_sizes: as the attributes.
@@ -166,16 +166,16 @@ class Preset:
         """
         levels = len(grid_sizes)
         scales = np.linspace(smallest, largest, levels).tolist() if levels > 1 else [smallest]
-        given = {"scales": paired_scales((*scales, 1.0)), "aspect_ratios": (RATIOS_6,) * levels} | others
-        return cls(name=name, image_size=image_size, grid_sizes=tuple(grid_sizes), **given)
+        fields = {"scales": paired_scales((*scales, 1.0)), "aspect_ratios": (RATIOS_6,) * levels} | others
+        return cls(name=name, image_size=image_size, grid_sizes=tuple(grid_sizes), **fields)
 
 
 def check_size(image_size: int) -> None:
-    """Raise ValueError where no preset may have this size of input, before a network is run at it."""
+    """Raise ValueError if no preset may have this size of input; called before a network is run at it."""
     if not 1 <= image_size <= MAX_SIZE:
         raise ValueError(f"image_size: expected from 1 to {MAX_SIZE} pixels, got {image_size}")
 
 
 def paired_scales(scales: Sequence[float]) -> tuple[tuple[float, float], ...]:
-    """Each scale with the geometric mean of itself and the next (SSD, section 2.2); the last one only ends the row."""
+    """Each scale with the geometric mean of itself and the next (SSD, section 2.2); the last one has no pair."""
     return tuple((low, math.sqrt(low * high)) for low, high in itertools.pairwise(scales))

@@ -1,4 +1,4 @@
-"""Ending long work at a signal, where it can be taken up again."""
+"""Stop long work at a signal, at a place from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class StopSignal:
 
     @property
     def status(self) -> int:
-        """The exit status of a process that a signal has ended."""
+        """The exit status of a process that was ended by the signal."""
         return 128 + (self.signal or 0)
 
     def install(self) -> None:
-        """Be the handler of both from here on; signals reach the main thread alone."""
+        """Handle both signals from now on. Only the main thread can, because Python runs handlers there."""
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
                 signal.signal(signum, self)
@@ -40,9 +40,9 @@ class StopSignal:
 
 @contextmanager
 def stop_signals(after: str, *, install: bool = True) -> Iterator[StopSignal]:
-    """Signals end the work inside after the piece at hand, of the kind `after`, if it asks for them.
+    """In the block a signal is remembered, so that the work can stop after its current piece, of the kind `after`.
 
-    The handlers of before come back at the end. Without `install`, the work installs the signal itself.
+    The former handlers come back at the end. Without `install`, the work calls :meth:`StopSignal.install` itself.
     """
     stop = StopSignal(after)
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}

@@ -144,7 +144,7 @@ def test_processes_share_the_batches_of_one_with_larger_batches(length):
 
 
 def test_processes_of_a_distributed_run_share_few_pictures():
-    shares = [[item.picture for item in EpochSampler(5, 4, (64,), 0, rank, 2)] for rank in (0, 1)]
+    shares = [[item.sample for item in EpochSampler(5, 4, (64,), 0, rank, 2)] for rank in (0, 1)]
     assert [len(share) for share in shares] == [3, 3]
     assert set(shares[0]) | set(shares[1]) == set(range(5))
 

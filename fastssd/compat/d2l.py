@@ -3,16 +3,16 @@
 Import them in place of the chapter's cells, or call :func:`patch` once, and ``d2l.multibox_target`` and the others of
 the package ``d2l`` are these. They take and return torch tensors, on the device they came from.
 
-The results are those of package d2l 1.0.3, element for element, and differentiable where those are. Exceptions, where
-the chapter's code goes astray or leaves the answer open:
+The results are those of package d2l 1.0.3, element for element, and differentiable where those are. The exceptions
+are cases in which the chapter's code is wrong or leaves the answer open:
 
-- A label's anchor is found at any size. The chapter divides indices in float32, which goes wrong where anchors times
-  ground truths exceed 2**24: 2 042 040 anchors, one section earlier, and 9 boxes.
-- No ground truth: every anchor is background. The chapter raises.
-- More ground truths than anchors: each anchor has one, the rest have none. The chapter's loop runs on over a matrix
-  that is struck out already and hands anchor 0 to ground truth 0.
+- A label's anchor is found at any size. The chapter divides indices in float32, which is wrong where anchors times
+  ground-truth boxes exceed 2**24, as 2 042 040 anchors (one section earlier) and 9 boxes do.
+- No ground-truth box: every anchor is background. The chapter raises.
+- More ground-truth boxes than anchors: each anchor has one, the other boxes have none. The chapter's loop
+  goes on with a matrix without candidates, and gives anchor 0 to ground-truth box 0.
 - Boxes without area have IoU 0. In the chapter two of them give 0/0 = NaN, which wins every argmax.
-- Equal scores: the lower index first. The chapter's sort leaves their order to the processor.
+- Equal scores: the lower index first. In the chapter it depends on the processor's sort.
 - In :func:`nms` a box that is not finite, or has a NaN score, is never returned.
 """
 
@@ -50,11 +50,11 @@ def multibox_prior(data: Tensor, sizes: Sequence[float], ratios: Sequence[float]
 
     Args:
         data: [..., H, W]; only its size and device count.
-        sizes: scales, as fractions of the picture's height.
+        sizes: scales, as fractions of the image's height.
         ratios: width / height, in pixels.
 
     Returns:
-        float32 [1, H * W * (S + R - 1), 4] xyxy, fractions of the picture; row by row, pixel by pixel.
+        float32 [1, H * W * (S + R - 1), 4] xyxy, fractions of the image; row by row, pixel by pixel.
     """
     height, width = data.shape[-2:]
     scale, ratio = torch.tensor(sizes, device=data.device), torch.tensor(ratios, device=data.device)
@@ -79,10 +79,10 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 def assign_anchor_to_bbox(
     ground_truth: Tensor, anchors: Tensor, device: torch.device | str, iou_threshold: float = 0.5
 ) -> Tensor:
-    """Which ground truth each anchor is responsible for.
+    """Which ground-truth box each anchor is responsible for.
 
-    The pair with the largest IoU is matched and leaves, again and again, until every ground truth has an anchor; every
-    other anchor takes the ground truth that it overlaps most, where their IoU is at least the threshold.
+    The pair with the largest IoU is matched and removed, until every ground-truth box has an anchor. Every other anchor
+    takes the ground-truth box that it overlaps most, where their IoU is at least the threshold.
 
     Args:
         ground_truth: [G, 4] xyxy.
@@ -91,7 +91,7 @@ def assign_anchor_to_bbox(
         iou_threshold: in [0, 1].
 
     Returns:
-        int64 [A]: index of the ground truth, -1 for background.
+        int64 [A]: index of the ground-truth box, -1 for background.
 
     Raises:
         ValueError: a box or an anchor that is not finite, a threshold outside [0, 1].
@@ -148,7 +148,7 @@ def multibox_target(anchors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def offset_inverse(anchors: Tensor, offset_preds: Tensor) -> Tensor:
-    """The boxes that predicted offsets mean: the inverse of :func:`offset_boxes`, but for its `eps`.
+    """The boxes of predicted offsets: the inverse of :func:`offset_boxes`, without its `eps`.
 
     Args:
         anchors: [A, 4] xyxy.
@@ -172,7 +172,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         iou_threshold: in [0, 1].
 
     Returns:
-        int64 [K]: indices of the kept boxes by falling score.
+        int64 [K]: indices of the kept boxes by descending score.
     """
     kept: Tensor = ops.nms(boxes, scores, _as_compared(iou_threshold, boxes))
     return kept
@@ -185,19 +185,19 @@ def multibox_detection(
     nms_threshold: float = 0.5,
     pos_threshold: float = 0.009999999,
 ) -> Tensor:
-    """Detect in a batch: the best class of each anchor, then NMS over the anchors of a picture, whatever their class.
+    """Detect in a batch: the best class of each anchor, then NMS over all anchors of an image, of any class.
 
     Args:
         cls_probs: [B, C, A] probabilities, background first.
         offset_preds: [B, A * 4].
         anchors: [1, A, 4] xyxy.
         nms_threshold: in [0, 1].
-        pos_threshold: what scores less is background.
+        pos_threshold: boxes that score less are background.
 
     Returns:
-        [B, A, 6], rows (class, score, x1, y1, x2, y2), classes from 0. First what NMS kept, by falling score, then the
-        rest in order of the anchors, with class -1. Whatever scores less than `pos_threshold` has class -1 too, and
-        shows 1 - score.
+        [B, A, 6], rows (class, score, x1, y1, x2, y2), classes from 0. First the boxes that NMS keeps, by descending
+        score, then the others in the order of the anchors, with class -1. Boxes that score less than `pos_threshold`
+        have class -1 too, and 1 - score.
 
     Raises:
         ValueError: a threshold outside [0, 1], or shapes that do not fit.
@@ -207,8 +207,8 @@ def multibox_detection(
     boxes = offset_inverse(anchors.squeeze(0), offset_preds.reshape(batch, -1, 4))  # [B, A, 4]
     image = torch.arange(batch, device=boxes.device).repeat_interleave(num_anchors)
     threshold = _as_compared(nms_threshold, boxes)
-    kept = ops.batched_nms(boxes.flatten(0, 1), score.flatten(), image, threshold)  # of all pictures, by falling score
-    kept = kept[image[kept].argsort(stable=True)]  # picture by picture
+    kept = ops.batched_nms(boxes.flatten(0, 1), score.flatten(), image, threshold)  # of all images, by descending score
+    kept = kept[image[kept].argsort(stable=True)]  # image by image
     dropped = torch.ones_like(image, dtype=torch.bool)
     dropped[kept] = False
     front = torch.arange(num_anchors, device=boxes.device) < image[kept].bincount(minlength=batch)[:, None]  # [B, A]
@@ -228,7 +228,7 @@ _HOST = Host(f"{__name__}:_HOST", ["d2l"], {"d2l.torch": [globals()[name] for na
 def patch(*modules: ModuleType) -> Routes:
     """Route the box functions of the package d2l through this module, so that a notebook of the book runs unchanged.
 
-    ``patch()`` alone is for good; ``with patch(): ...`` ends with the block, and so does the result's ``restore()``.
+    ``patch()`` alone is permanent; ``with patch(): ...`` ends with the block, and ``patch().restore()`` ends it too.
     What ours refuse goes to the chapter's own functions.
 
     Args:
@@ -241,7 +241,7 @@ def patch(*modules: ModuleType) -> Routes:
 
 
 def _match(anchors: Tensor, ground_truth: Tensor, iou_threshold: float) -> Tensor:
-    """int64 [A] for one picture's [G, 4], [B, A] for [B, G, 4]."""
+    """int64 [A] for one image's [G, 4], [B, A] for [B, G, 4]."""
     found: Tensor = ops.match_anchors(
         anchors.detach(), ground_truth.detach(), iou_threshold=_as_compared(iou_threshold, anchors)
     ).gt_idx

@@ -5,12 +5,12 @@ Import them in place of detectron2's, or call :func:`patch` once before the mode
 
 The results are detectron2's, element for element. Exceptions:
 
-- :func:`batched_nms` is NMS per class whatever the coordinates; detectron2 (torchvision) shifts classes apart, which
+- :func:`batched_nms` is NMS per class at any coordinates; detectron2 (torchvision) shifts classes apart, which
   costs bits of float32 and lets classes with negative coordinates meet.
 - IoU with a box that is not finite is 0, where detectron2 may give NaN. A box that is not finite, or has a NaN score,
   is never returned by NMS.
-- What detectron2 asserts raises ``ValueError`` or ``TypeError`` here, and says what was wrong; under :func:`patch`
-  detectron2 itself is asked.
+- Where detectron2 asserts, ``ValueError`` or ``TypeError`` is raised here, with the reason; under :func:`patch`
+  detectron2 itself is called.
 
 Source:
     facebookresearch/detectron2: ``structures/boxes.py``, ``modeling/matcher.py``, ``modeling/box_regression.py``,
@@ -67,7 +67,7 @@ def matched_boxlist_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
 
 
 def nms(boxes: Boxes, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the kept boxes by falling score, int64 [K]; as ``torchvision.ops.nms``."""
+    """Indices of the kept boxes by descending score, int64 [K]; as ``torchvision.ops.nms``."""
     keep: Tensor = ops.nms(_tensor(boxes).detach(), scores.detach(), _at_most_one(iou_threshold))
     return keep
 
@@ -82,7 +82,7 @@ def batched_nms(boxes: Boxes, scores: Tensor, idxs: Tensor, iou_threshold: float
         iou_threshold: a box is deleted where its IoU with a kept one of its class is greater.
 
     Returns:
-        int64 [K]: indices of the kept boxes of all classes by falling score.
+        int64 [K]: indices of the kept boxes of all classes by descending score.
     """
     flat = _tensor(boxes).detach().float()
     keep: Tensor = ops.batched_nms(flat, scores.detach(), idxs, _at_most_one(iou_threshold))
@@ -90,14 +90,14 @@ def batched_nms(boxes: Boxes, scores: Tensor, idxs: Tensor, iou_threshold: float
 
 
 class Matcher:
-    """Gives every box (anchor, proposal) its best ground truth, and a label by how good that is.
+    """Gives every box (anchor, proposal) its best ground-truth box, and a label by their overlap.
 
     Args:
-        thresholds: rising numbers > 0 that divide the qualities into ``len(thresholds) + 1`` levels; a quality that is
-            equal to a threshold belongs to the level above it.
+        thresholds: ascending numbers > 0 that divide the qualities into ``len(thresholds) + 1`` levels; a quality equal
+            to a threshold belongs to the level above it.
         labels: of each level, from the lowest: -1 ignored, 0 negative, 1 positive.
-        allow_low_quality_matches: every box that is as good for a ground truth as any is labelled 1 as well (and
-            keeps its own best ground truth).
+        allow_low_quality_matches: the boxes that overlap a ground-truth box most are labelled 1 as well (and keep
+            their own best ground-truth box).
 
     Raises:
         ValueError: thresholds or labels are not as described.
@@ -111,7 +111,7 @@ class Matcher:
     ) -> None:
         bounds = [-math.inf, *thresholds, math.inf]
         if len(thresholds) == 0 or not thresholds[0] > 0 or any(not a <= b for a, b in pairwise(bounds)):
-            raise ValueError(f"thresholds: expected rising numbers > 0, got {list(thresholds)}")
+            raise ValueError(f"thresholds: expected ascending numbers > 0, got {list(thresholds)}")
         if len(labels) != len(bounds) - 1 or any(label not in (-1, 0, 1) for label in labels):
             raise ValueError(
                 f"labels: expected {len(bounds) - 1} of -1, 0 and 1, one more than thresholds, got {list(labels)}"
@@ -124,11 +124,11 @@ class Matcher:
         """Match by a matrix of qualities, such as :func:`pairwise_iou` gives.
 
         Args:
-            match_quality_matrix: [M, N], M ground truths and N boxes; >= 0.
+            match_quality_matrix: [M, N], M ground-truth boxes and N boxes; >= 0.
 
         Returns:
             (matches, match_labels): int64 [N], the best ground truth of each box, the lowest index on ties, and int8
-            [N]. Without ground truths matches are 0 and labels are ``labels[0]``.
+            [N]. Without ground-truth boxes matches are 0 and labels are ``labels[0]``.
 
         Raises:
             ValueError: not a matrix, or a quality that is negative or NaN.
@@ -152,7 +152,7 @@ class Matcher:
         """``self(pairwise_iou(gt_boxes, boxes))`` without ever making the matrix: the fast way.
 
         Args:
-            gt_boxes: M ground truths.
+            gt_boxes: M ground-truth boxes.
             boxes: N boxes, in the same unit.
 
         Returns:
@@ -167,7 +167,7 @@ class Matcher:
         matches, best = ops.match_anchors(anchors, truths, iou_threshold=_ANY_OVERLAP, force_match="none")
         claimed = None
         if self.allow_low_quality_matches:
-            # At threshold 1 the anchors that reach it are claimed anyway, for nothing can be better.
+            # The anchors that reach threshold 1 are claimed anyway, because no overlap is larger.
             claimed = ops.match_anchors(anchors, truths, iou_threshold=1.0, force_match="low_quality").gt_idx >= 0
         return matches.clamp_(min=0), self._labels(best, claimed)
 
@@ -242,9 +242,9 @@ _HOST = Host(
 def patch(*modules: ModuleType) -> Routes:
     """Route detectron2 through this module: IoU and NMS at once, the matcher in models that are built after.
 
-    ``patch()`` alone is for good; ``with patch(): ...`` ends with the block, and so does ``patch().restore()``. What
-    ours refuse, and what is traced, compiled or scripted, goes to detectron2's own, which answer or raise their own
-    errors. The matcher is a subclass of detectron2's and of :class:`Matcher`.
+    ``patch()`` alone is permanent; ``with patch(): ...`` ends with the block, and ``patch().restore()`` ends it too.
+    Calls that ours refuses, and those that are traced, compiled or scripted, go to detectron2's own objects, which
+    answer or raise their own errors. The matcher is a subclass of detectron2's and of :class:`Matcher`.
 
     Args:
         modules: further modules to route, for what they imported from detectron2 by name.
@@ -260,7 +260,7 @@ def _tensor(boxes: Boxes) -> Tensor:
 
 
 def _at_most_one(iou_threshold: float) -> float:
-    return min(iou_threshold, 1.0)  # no IoU is greater than 1, so thresholds above it say the same: delete nothing
+    return min(iou_threshold, 1.0)  # no IoU is greater than 1, so larger thresholds mean the same: delete nothing
 
 
 def _size_and_center(boxes: Tensor, axis: int) -> tuple[Tensor, Tensor]:
@@ -269,7 +269,7 @@ def _size_and_center(boxes: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 def _best_of_columns(quality: Any) -> tuple[Tensor, Tensor]:
-    """Maximum and first argmax of each column, 2.5 times as fast as either library's: marks of rows, then a maximum."""
+    """Maximum and first argmax of each column, 2.5 times as fast as NumPy's or torch's."""
     best = quality.max(0)
     marks = np.zeros(len(best), np.int16 if len(quality) < 2**15 else np.int64)
     for left, row in zip(range(len(quality), 0, -1), quality, strict=True):

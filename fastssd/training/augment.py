@@ -1,4 +1,4 @@
-"""Random changes of a training picture and its boxes."""
+"""Random changes of a training image and its boxes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from fastssd._fields import check_fields, within
 from fastssd.ops import box_iou
 
-Picture = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]  # image [H, W, 3], boxes [G, 4], labels [G]
+# image [H, W, 3], boxes [G, 4], labels [G]
+LabelledImage = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]
 
 Part = Annotated[float, within(0, 1)]
 
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0])
-FILL = (124, 116, 104)  # ImageNet's mean, what is outside of a picture
+FILL = (124, 116, 104)  # ImageNet's mean, for the area outside of an image
 CROP_OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # SSD, section 2.2, "Data augmentation"
 CROP_TRIES = 50
 SMALLEST_CROP = 0.3  # side
@@ -31,19 +32,19 @@ GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 class Augment:
     """Colour, crop, zoom, shift, flip and mosaic. All zeros change nothing.
 
-    However many of them move the picture, it is resampled once: they choose a window, and the window is shown.
+    The image is resampled once, by however many of them: they choose a window, and the window is shown.
 
     Attributes:
         flip: probability of a mirror image, left to right.
-        vertical_flip: the same, top to bottom; for pictures that have no up, such as a microscope's.
+        vertical_flip: the same, top to bottom; for images without an upper side, such as a microscope's.
         photometric: strength of changes of brightness, contrast, saturation and hue; 1 has the ranges of the SSD
             paper's code.
-        zoom: the picture is shown at 1 - zoom to 1 + zoom of its size.
-        shift: and moved by up to this fraction of it; what comes in from outside is grey.
+        zoom: the image is scaled by 1 - zoom to 1 + zoom.
+        shift: and moved by up to this fraction of it; the area from outside is grey.
         crop: probability of the SSD paper's crop, a part that has a drawn IoU with at least one box.
-        zoom_out: probability of the SSD paper's expansion, up to four times as much room around the picture.
-        mosaic: probability that four pictures share the place of one (YOLOv4, arXiv:2004.10934, section 3.3).
-        min_visible: a box stays if its centre and at least this part of its area are still in the picture.
+        zoom_out: probability of the SSD paper's expansion, up to four times as much room around the image.
+        mosaic: probability that four images share the place of one (YOLOv4, arXiv:2004.10934, section 3.3).
+        min_visible: a box stays if its centre and at least this part of its area are still in the image.
 
     Source:
         SSD, arXiv:1512.02325, sections 2.2 and 3.6.
@@ -62,22 +63,22 @@ class Augment:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def __call__(self, pictures: Sequence[Picture], size: int, rng: np.random.Generator) -> Picture:
+    def __call__(self, images: Sequence[LabelledImage], size: int, rng: np.random.Generator) -> LabelledImage:
         """
         Args:
-            pictures: one, or the four of a mosaic: uint8 [H, W, 3], boxes [G, 4] xyxy as fractions of the picture,
+            images: one, or the four of a mosaic: uint8 [H, W, 3], boxes [G, 4] xyxy as fractions of the image,
                 labels [G]. Not written to.
             size: height and width of the result, pixels.
-            rng: the only source of chance.
+            rng: the only source of randomness.
 
         Returns:
-            The changed picture, uint8 [size, size, 3]; the boxes that are left, as fractions of it, inside it and at
-            least a pixel wide and high; and their labels.
+            The changed image, uint8 [size, size, 3]; the remaining boxes, as fractions of it, inside it and at least a
+            pixel wide and high; and their labels.
         """
-        if len(pictures) == 1:
-            image, boxes, labels = self._view(pictures[0], (size, size), rng)
+        if len(images) == 1:
+            image, boxes, labels = self._view(images[0], (size, size), rng)
         else:
-            image, boxes, labels = self._mosaic(pictures, size, rng)
+            image, boxes, labels = self._mosaic(images, size, rng)
         if self.photometric:
             image = self._recolour(image, rng)
         if rng.random() < self.flip:
@@ -86,24 +87,24 @@ class Augment:
             image, boxes = image[::-1], boxes[:, [0, 3, 2, 1]] * _MIRROR_Y + _SHIFT_Y
         return np.ascontiguousarray(image), boxes, labels
 
-    def _mosaic(self, pictures: Sequence[Picture], size: int, rng: np.random.Generator) -> Picture:
-        """Four pictures around a point near the middle."""
+    def _mosaic(self, images: Sequence[LabelledImage], size: int, rng: np.random.Generator) -> LabelledImage:
+        """Four images around a point near the middle."""
         x, y = (int(v) for v in rng.uniform(0.3, 0.7, 2) * size)
         canvas = np.empty((size, size, 3), np.uint8)
         boxes, labels = [], []
-        for picture, (left, right), (top, bottom) in zip(
-            pictures, ((0, x), (x, size)) * 2, ((0, y), (0, y), (y, size), (y, size)), strict=True
+        for labelled, (left, right), (top, bottom) in zip(
+            images, ((0, x), (x, size)) * 2, ((0, y), (0, y), (y, size), (y, size)), strict=True
         ):
             width, height = right - left, bottom - top
-            canvas[top:bottom, left:right], own, own_labels = self._view(picture, (height, width), rng)
+            canvas[top:bottom, left:right], own, own_labels = self._view(labelled, (height, width), rng)
             place = np.array([width, height, width, height]), np.array([left, top, left, top])
             boxes.append(((own * place[0] + place[1]) / size).astype(np.float32))
             labels.append(own_labels)
         return canvas, np.concatenate(boxes), np.concatenate(labels)
 
-    def _view(self, picture: Picture, size: tuple[int, int], rng: np.random.Generator) -> Picture:
-        """The picture through a random window, at (height, width) `size`, with the boxes that it shows."""
-        image, boxes, labels = picture
+    def _view(self, labelled: LabelledImage, size: tuple[int, int], rng: np.random.Generator) -> LabelledImage:
+        """The image through a random window, at (height, width) `size`, with the boxes that it shows."""
+        image, boxes, labels = labelled
         window = self._window(boxes, rng)
         if (window != WHOLE).any():
             moved = _seen_from(window, boxes)
@@ -116,7 +117,7 @@ class Augment:
         return _show(image, window, size), boxes, labels
 
     def _window(self, boxes: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float64]:
-        """[4] xyxy, what is shown, as fractions of the picture; it may reach over the border."""
+        """[4] xyxy, the shown window, as fractions of the image; it may extend beyond the border."""
         window = WHOLE
         if rng.random() < self.zoom_out:
             side = rng.uniform(1, LARGEST_ZOOM_OUT)
@@ -131,7 +132,7 @@ class Augment:
         return window
 
     def _recolour(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Brightness, contrast, saturation and hue are linear in RGB: one 3 x 4 matrix a picture."""
+        """Brightness, contrast, saturation and hue are linear in RGB: one 3 x 4 matrix per image."""
         from PIL import Image
 
         spread = self.photometric
@@ -144,7 +145,7 @@ class Augment:
 
 
 def _crop(boxes: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """A window that shows the centre of a box and has the drawn IoU with one; the whole where no try has."""
+    """A window with the centre of a box in it and the drawn IoU with one; the whole image if no try has both."""
     least = rng.choice(CROP_OVERLAPS)
     sides = rng.uniform(SMALLEST_CROP, 1, (CROP_TRIES, 2))
     corners = rng.uniform(0, 1, (CROP_TRIES, 2)) * (1 - sides)
@@ -157,24 +158,24 @@ def _crop(boxes: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.fl
 
 
 def _seen_from(window: NDArray[np.float64], boxes: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Boxes as fractions of the window instead of the picture."""
+    """Boxes as fractions of the window instead of the image."""
     corner, side = window[:2], window[2:] - window[:2]
     return (boxes - np.tile(corner, 2)) / np.tile(side, 2)
 
 
 def _within(window: NDArray[np.float64], part: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A part of a window, given as fractions of it, as fractions of the picture."""
+    """A part of a window, given as fractions of it, as fractions of the image."""
     corner, side = window[:2], window[2:] - window[:2]
     return np.tile(corner, 2) + part * np.tile(side, 2)
 
 
 def _show(image: NDArray[np.uint8], window: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """What a window of the picture shows, uint8 [*size, 3], resampled once as :func:`resize_image` does."""
+    """The content of a window of the image, uint8 [*size, 3], resampled once as :func:`resize_image` does."""
     from PIL import Image
 
     length, target = np.array([image.shape[1], image.shape[0]]), np.array([size[1], size[0]])  # x, y
     corner, side = window[:2] * length, (window[2:] - window[:2]) * length
-    # The part of the target that the picture covers, in whole pixels, and the part of the picture that belongs to it.
+    # The part of the target that the image covers, in whole pixels, and the part of the image that belongs to it.
     first = np.round((0 - corner) / side * target).clip(0, target).astype(int)
     last = np.round((length - corner) / side * target).clip(0, target).astype(int)
     source = np.concatenate([corner + first / target * side, corner + last / target * side]).clip(0, np.tile(length, 2))

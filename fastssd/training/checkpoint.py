@@ -1,4 +1,4 @@
-"""Checkpoints: written so that the file on disk is always whole, read so that nothing in it is ever executed."""
+"""Checkpoints: the file on disk is always whole, and reading it never executes anything in it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class CheckpointInfo:
         preset: anchors, input size, normalisation.
         config: the training configuration, plain values.
         epoch: epochs that are done.
-        batches: batches of the next epoch that are done too; 0 but for a run that was stopped.
-        partial: what those batches add to that epoch's entry in the history.
+        batches: batches of the next epoch that are done too; 0 unless the run was stopped.
+        partial: sums over those batches for that epoch's entry in the history.
         metrics: of the last evaluation, as :func:`~fastssd.evaluation.coco_metrics` gives them; None before the first.
         best: the best of the evaluations so far by AP50, with its epoch; None before the first.
         history: one entry an epoch.
@@ -74,7 +74,7 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str])
     """Write a checkpoint whole or not at all, with the SHA-256 of all of it at its end.
 
     Raises:
-        CheckpointError: a weight is not finite. Such a state is of no use to anyone, and the file that is there is.
+        CheckpointError: a weight is not finite. Such a state is useless, and it would replace a useful file.
         OSError: it cannot be written; names the file and why.
     """
     for name, value in checkpoint["state_dict"].items():
@@ -88,8 +88,8 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str])
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A checkpoint's content, on the CPU. Tensors and plain values are read; a pickle with anything else is refused.
 
-    The file's SHA-256 is compared first. One that was written before there were any is read with an
-    :class:`~fastssd._files.UnverifiedFileWarning`, after the CRC-32 of each part.
+    The file's SHA-256 is compared first. A file without one is read after the CRC-32 of each part, with an
+    :class:`~fastssd._files.UnverifiedFileWarning`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -102,14 +102,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if sealed is None:
         raise CheckpointError(f"{os.fspath(path)} is not a checkpoint of fastssd: torch's old format")
     if not sealed:
-        warn_unverified(path, "it has no SHA-256, for it was not written by save_checkpoint; its CRC-32 are right")
+        warn_unverified(path, "it has no SHA-256, because save_checkpoint did not write it; its CRC-32 are right")
     if not isinstance(checkpoint, dict) or KEY not in checkpoint or "state_dict" not in checkpoint:
         raise CheckpointError(f"{os.fspath(path)} is not a checkpoint of fastssd")
     return checkpoint
 
 
 def read_info(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> CheckpointInfo:
-    """What a checkpoint says of itself.
+    """What a checkpoint says besides its weights.
 
     Raises:
         CheckpointError: an entry is missing or of another format.
@@ -131,7 +131,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
     info = read_info(checkpoint, path)
     try:
         state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
-        if columns_of(state) not in (0, len(info.class_names) + 1):  # before memory is spent on so many
+        if columns_of(state) not in (0, len(info.class_names) + 1):  # before memory is allocated for so many
             raise ValueError(f"{len(info.class_names)} classes, but its head has {columns_of(state)} columns")
         model = build_model(info.model, preset=info.preset, class_names=info.class_names)
         model.load_state_dict(state)

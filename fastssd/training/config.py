@@ -22,41 +22,42 @@ AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.flo
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All choices of a run. It is written to the run folder and into every checkpoint.
+    """All choices of a run. The run folder and every checkpoint have a copy.
 
     Attributes:
         model: a key of :data:`fastssd.detection.MODELS`.
-        preset: anchors and input size; None for those of the weights, or else the model's own.
+        preset: anchors and input size; None: those of the weights, otherwise the model's own.
         weights: what training starts from: a published name or a file, as in
             :func:`fastssd.detection.weights.read_weights`; None: from scratch.
-        freeze: modules that stay as they are, by name with wildcards, as in :meth:`fastssd.detection.SSD.freeze`.
+        freeze: modules that are not trained, by name with wildcards, as in :meth:`fastssd.detection.SSD.freeze`.
         epochs: passes over the training set.
-        batch_size: pictures a step, in each process.
+        batch_size: images per step, in each process.
         optimizer: ``"adamw"`` or ``"sgd"`` (with Nesterov's momentum).
         lr: the highest learning rate.
         momentum: of SGD.
         weight_decay: on weights, not on biases and normalisation.
         schedule: after the warm-up, ``"cosine"`` down to zero, ``"step"``, a tenth from each of `milestones` on, or
             ``"constant"``.
-        milestones: parts of all steps, rising, for ``"step"``.
-        warmup: the part of all steps in which the learning rate rises from zero; 0.3 and cosine are called one-cycle.
+        milestones: ascending parts of all steps, for ``"step"``.
+        warmup: the part of all steps in which the learning rate increases from zero; 0.3 with cosine is the one-cycle
+            schedule.
         gradient_clip: largest norm of the gradient; 0 for no limit.
         accumulate: batches whose gradients are added up for one step of the optimizer.
-        ema: decay of a moving average of the weights, which is what is evaluated and kept; 0 for none. It starts lower,
-            so that a short run forgets its first weights too.
+        ema: decay of a moving average of the weights; the average is evaluated and saved. 0: none. The decay starts
+            lower, so that a short run forgets its first weights too.
         criterion: the losses.
-        augment: the changes of training pictures.
-        close_mosaic: last epochs without the augmentation's mosaic, so that training ends on pictures as they are.
-        multi_scale: heights and widths of the input, pixels, of which each batch has one, drawn by seed, epoch and
-            place in the epoch, with that size's own anchors; empty: always the preset's. Evaluation is at the preset's.
+        augment: random changes of training images.
+        close_mosaic: how many last epochs have no mosaic, so that training ends on whole images.
+        multi_scale: heights and widths of the input, pixels. Each batch has one of them, which depends on seed, epoch
+            and place in the epoch, with the anchors of that size. Empty: the preset's size. Evaluation has that too.
         seed: decides initial weights, order and augmentation.
         eval_every: epochs between two evaluations.
         early_stop: evaluations without a better AP50 after which the run ends; 0 for never.
         score_threshold, nms_threshold: of the detections that are evaluated; None for the preset's.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         accelerator, devices, num_nodes, strategy: as Lightning's Trainer takes them.
-        num_workers: processes that read pictures; None chooses.
-        cache: keep resized pictures in memory; None: if they fit.
+        num_workers: processes that read images; None chooses.
+        cache: keep resized images in memory; None: if they fit.
 
     Raises:
         ValueError: a field is of another type or out of range; names it, what came and what was expected.
@@ -97,7 +98,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.model not in MODELS:  # which may grow
+        if self.model not in MODELS:  # not a rule of the field: users may add models
             raise ValueError(f"model: expected one of {', '.join(MODELS)}; got {self.model!r}")
         if self.eval_every > self.epochs:
             raise ValueError(f"eval_every: expected at most epochs {self.epochs}, got {self.eval_every}")
@@ -106,10 +107,10 @@ class TrainConfig:
         if len(set(self.multi_scale)) < len(self.multi_scale):
             raise ValueError(f"multi_scale: expected different sizes in pixels, got {self.multi_scale}")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < part < 1 for part in self.milestones):
-            raise ValueError(f"milestones: expected rising parts of all steps in (0, 1), got {self.milestones}")
+            raise ValueError(f"milestones: expected ascending parts of all steps in (0, 1), got {self.milestones}")
 
     def lr_factor(self, step: int, total: int) -> float:
-        """The learning rate of a step as a part of the highest."""
+        """The learning rate of a step, divided by the highest."""
         warm = self.warmup * total
         if step < warm:
             return (step + 1) / (math.floor(warm) + 1)
@@ -127,7 +128,7 @@ class TrainConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """
         Raises:
-            ValueError: a value is out of range or of another type, or a name is not one of a configuration's.
+            ValueError: a value is out of range or of another type, or a name is unknown.
         """
         try:
             return from_plain(cls, values)

@@ -16,12 +16,12 @@ from fastssd.data import DetectionDataset, Sample
 from fastssd.detection.collate import TargetBatch, TargetCollate
 from fastssd.detection.preprocess import resize_image
 from fastssd.evaluation import GroundTruth
-from fastssd.training.augment import Augment, Picture
+from fastssd.training.augment import Augment, LabelledImage
 
-CACHE_LIMIT = 2 << 30  # bytes of pictures that are kept in memory without being asked
+CACHE_LIMIT = 2 << 30  # bytes of images that are kept in memory by default
 
 
-class EvalPicture(NamedTuple):
+class EvalImage(NamedTuple):
     """A sample at the network's size."""
 
     image: NDArray[np.uint8]  # [S, S, 3]
@@ -63,7 +63,7 @@ class Cached:
 
 
 class Resized:
-    """The pictures of a data set at the network's size, kept in memory once they were read.
+    """The images of a data set at the network's size, kept in memory once they were read.
 
     Args:
         dataset: what to read from.
@@ -75,44 +75,43 @@ class Resized:
         self.dataset = dataset
         self.size = size
         self.cached = len(dataset) * size * size * 3 <= CACHE_LIMIT if cache is None else cache
-        self._kept: dict[int, EvalPicture] = {}
+        self._kept: dict[int, EvalImage] = {}
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> EvalPicture:
-        picture = self._kept.get(index)
-        if picture is None:
+    def __getitem__(self, index: int) -> EvalImage:
+        resized = self._kept.get(index)
+        if resized is None:
             sample = self.dataset[index]
-            picture = EvalPicture(
+            resized = EvalImage(
                 resize_image(sample.image, self.size),
                 GroundTruth(sample.boxes, sample.labels, sample.difficult),
                 sample.image.shape[:2],
                 sample.image_id,
             )
             if self.cached:
-                self._kept[index] = picture
-        return picture
+                self._kept[index] = resized
+        return resized
 
 
 class Item(NamedTuple):
-    """What a :class:`TrainSet` is asked for."""
+    """An index of a :class:`TrainSet`."""
 
     epoch: int
-    picture: int  # its place in the data set
+    sample: int  # its place in the data set
     size: int  # height and width, pixels
 
 
 class TrainSet(Dataset[Sample]):
-    """Augmented pictures at the size asked for, with boxes as fractions. Difficult boxes are not learnt from.
+    """Augmented images at the wanted size, with boxes as fractions. Difficult boxes are left out.
 
-    An item depends on nothing else but the seed: not on the order of the questions and not on the worker process that
-    answers.
+    An item depends on its index and the seed only, not on the order of the calls or on the worker process.
 
     Args:
         samples: the training set.
-        augment: what is done to them.
-        seed: decides how.
+        augment: the random changes.
+        seed: of the changes.
         mosaic_epochs: epochs, from the first, that have the augmentation's mosaic; None: all.
     """
 
@@ -136,31 +135,30 @@ class TrainSet(Dataset[Sample]):
         return Sample(image, boxes, labels, samples[0].image_id, np.zeros(len(boxes), bool))
 
 
-def _learnt(sample: Sample) -> Picture:
-    """A picture with the boxes that are learnt, as fractions of it."""
+def _learnt(sample: Sample) -> LabelledImage:
+    """An image with its boxes that are not difficult, as fractions of it."""
     scale = np.array([sample.image.shape[1], sample.image.shape[0]] * 2, np.float32)
     learnt = ~sample.difficult
     return sample.image, sample.boxes[learnt] / scale, sample.labels[learnt]
 
 
-class EvalSet(Dataset[tuple[int, EvalPicture]]):
-    """The pictures as they are, each with its index."""
+class EvalSet(Dataset[tuple[int, EvalImage]]):
+    """The images without changes, each with its index."""
 
-    def __init__(self, pictures: Resized) -> None:
-        self.pictures = pictures
+    def __init__(self, images: Resized) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[int, EvalPicture]:
-        return index, self.pictures[index]
+    def __getitem__(self, index: int) -> tuple[int, EvalImage]:
+        return index, self.images[index]
 
 
 class EpochSampler(Sampler[Item]):
-    """A permutation for each epoch, shared out between the processes of a distributed run.
+    """A permutation for each epoch, divided between the processes of a distributed run.
 
-    The batches with which the processes take a step are together the batch with which one process alone would, if its
-    batches were so large.
+    The batches of all processes in a step are together the batch of one process with batches of that total size.
 
     Args:
         length: of the data set.
@@ -184,16 +182,16 @@ class EpochSampler(Sampler[Item]):
         self.start = 0
 
     def resume(self, epoch: int, start: int) -> None:
-        """Begin at the place `start` of `epoch`: what came before it was learnt in the run that is taken up again."""
+        """Begin at item `start` of `epoch`: those before it were done by the run that is resumed."""
         self.epoch, self.start = epoch, start
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning in front of each epoch."""
+        """Called by Lightning before each epoch."""
         if epoch != self.epoch:
             self.resume(epoch, 0)
 
     def __len__(self) -> int:
-        """Of a whole epoch, wherever this one begins: Lightning counts from there itself."""
+        """Of a whole epoch, also where this one begins later: Lightning subtracts the start itself."""
         whole_steps = self.length >= self.batch_size * self.world_size
         return self.length // self.world_size if whole_steps else -(-self.length // self.world_size)
 
@@ -208,7 +206,7 @@ class EpochSampler(Sampler[Item]):
 
 
 class CollateBySize:
-    """Makes a batch's targets by the anchors of its size.
+    """Makes the targets of a batch with the anchors of its size.
 
     Args:
         collates: by height and width, pixels.
@@ -233,18 +231,18 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[TargetBatch]:
-    """Shuffled, augmented batches with their targets, images as uint8 [B, S, S, 3]. A last batch that is not full is
-    left out; another epoch has other pictures in it.
+    """Shuffled, augmented batches with their targets, images as uint8 [B, S, S, 3]. The last batch is left
+    out if it is not full; in each epoch other images are in it.
 
     Args:
         samples: the training set.
-        augment: what is done to them.
-        collates: what makes the targets, by height and width of the network's input, pixels. Of several sizes each
-            batch has one.
-        batch_size: pictures a step in this process.
+        augment: the random changes.
+        collates: make the targets, by height and width of the network's input, pixels. If there are several, each
+            batch has one of these sizes.
+        batch_size: images per step in this process.
         seed: decides order, sizes and augmentation.
         mosaic_epochs: as in :class:`TrainSet`.
-        num_workers: processes that read; None: none for pictures that are kept in memory, else some of the cores.
+        num_workers: processes that read; None: 0 if images are kept in memory, otherwise half of the cores, at most 4.
         rank, world_size: as in :class:`EpochSampler`.
     """
     sampler = EpochSampler(len(samples), batch_size, tuple(collates), seed, rank, world_size)
@@ -262,14 +260,14 @@ def train_loader(
 
 
 def eval_loader(
-    pictures: Resized, *, batch_size: int, num_workers: int | None = None, rank: int = 0, world_size: int = 1
+    images: Resized, *, batch_size: int, num_workers: int | None = None, rank: int = 0, world_size: int = 1
 ) -> DataLoader[EvalBatch]:
-    """All pictures in order. In a distributed run the first few come twice: all processes get the same number."""
-    share = -(-len(pictures) // world_size)
-    mine = np.resize(np.arange(len(pictures)), share * world_size)[rank::world_size].tolist()
-    workers = _workers(pictures, num_workers)
+    """All images in order. In a distributed run the first few come twice, so that all processes get the same number."""
+    share = -(-len(images) // world_size)
+    mine = np.resize(np.arange(len(images)), share * world_size)[rank::world_size].tolist()
+    workers = _workers(images, num_workers)
     return DataLoader(
-        EvalSet(pictures),  # type: ignore[arg-type]
+        EvalSet(images),  # type: ignore[arg-type]
         batch_size=batch_size,
         sampler=mine,
         num_workers=workers,
@@ -279,21 +277,17 @@ def eval_loader(
     )
 
 
-def _workers(pictures: Cached | Resized, num_workers: int | None) -> int:
+def _workers(images: Cached | Resized, num_workers: int | None) -> int:
     if num_workers is not None:
         return num_workers
-    return 0 if pictures.cached else min(4, max(1, (os.cpu_count() or 1) // 2))
+    return 0 if images.cached else min(4, max(1, (os.cpu_count() or 1) // 2))
 
 
-def _stack(pictures: Sequence[EvalPicture]) -> Tensor:
-    return torch.from_numpy(np.stack([picture.image for picture in pictures]))
-
-
-def _collate_eval(items: Sequence[tuple[int, EvalPicture]]) -> EvalBatch:
-    pictures = [picture for _, picture in items]
+def _collate_eval(items: Sequence[tuple[int, EvalImage]]) -> EvalBatch:
+    images = [image for _, image in items]
     return EvalBatch(
-        _stack(pictures),
+        torch.from_numpy(np.stack([image.image for image in images])),
         [index for index, _ in items],
-        [picture.size for picture in pictures],
-        [picture.truth for picture in pictures],
+        [image.size for image in images],
+        [image.truth for image in images],
     )

@@ -1,45 +1,20 @@
-"""Evaluation: of a batch during training, and of a checkpoint."""
+"""Evaluating a checkpoint."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from fastssd.data import DetectionDataset
-from fastssd.detection.models import SSD
-from fastssd.detection.postprocess import ImageDetections, detect_batch
-from fastssd.detection.preprocess import to_input
-from fastssd.evaluation import MAX_DETECTIONS, GroundTruth, coco_metrics
+from fastssd.detection.postprocess import ImageDetections
+from fastssd.evaluation import GroundTruth, coco_metrics
 from fastssd.training.checkpoint import load_checkpoint
 from fastssd.training.config import AUTOCAST, TrainConfig
-from fastssd.training.datasets import EvalBatch, Resized, eval_loader
-
-
-def detect_eval_batch(
-    model: SSD, batch: EvalBatch, config: TrainConfig
-) -> dict[int, tuple[ImageDetections, GroundTruth]]:
-    """Detections and ground truth of each image of a batch, by the image's index."""
-    detections = detect_batch(
-        model,
-        to_input(batch.images),
-        batch.sizes,
-        score_threshold=config.score_threshold,
-        iou_threshold=config.nms_threshold,
-        max_detections=MAX_DETECTIONS,
-    )
-    return dict(zip(batch.indices, zip(detections, batch.truths, strict=True), strict=True))
-
-
-def metrics_of(
-    found: Mapping[int, tuple[ImageDetections, GroundTruth]], class_names: tuple[str, ...]
-) -> dict[str, Any]:
-    """The metrics of a whole data set, of results in any order."""
-    ordered = [found[index] for index in sorted(found)]
-    return coco_metrics([seen for seen, _ in ordered], [truth for _, truth in ordered], class_names)
+from fastssd.training.datasets import Resized, eval_loader
+from fastssd.training.scoring import detect_eval_batch
 
 
 class Evaluated(NamedTuple):

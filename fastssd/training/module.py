@@ -23,8 +23,8 @@ from fastssd.ops import Targets
 from fastssd.training.checkpoint import KEY, CheckpointInfo
 from fastssd.training.config import TrainConfig
 from fastssd.training.datasets import EvalBatch
-from fastssd.training.evaluate import detect_eval_batch, metrics_of
 from fastssd.training.history import RunHistory, StepClock
+from fastssd.training.scoring import detect_eval_batch, metrics_of
 
 
 class NonFiniteLossError(RuntimeError):

@@ -1,4 +1,4 @@
-"""What a run folder shows: metrics as JSON and CSV, curves and drawn detections as PNG."""
+"""The files of a run folder: metrics as JSON and CSV, curves and drawn detections as PNG."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fastssd.data import DetectionDataset
 from fastssd.detection.models import SSD
 from fastssd.detection.postprocess import detect
 
-SHOWN = 6  # pictures
+SHOWN = 6  # images
 SHOWN_SCORE = 0.4
-SHOWN_SIZE = 320  # pixels, at least: tags need room
+SHOWN_SIZE = 320  # pixels, at least: labels need room
 
 
 def write_metrics(
@@ -44,7 +44,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, Any]], timing: Mapping[str, Any]) -> None:
-    """Losses and AP by epoch, and where the time of a step went."""
+    """Losses and AP by epoch, and the time of the parts of a step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -66,7 +66,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, Any]], timing: Mappin
     parts = list(timing["seconds_per_step"].items())[::-1]
     bars = time.barh([name for name, _ in parts], [1000 * seconds for _, seconds in parts], color="tab:gray")
     time.bar_label(bars, [f"{timing['share'][name]:.0%}" for name, _ in parts], padding=3)
-    time.set(title="where a training step's time goes", xlabel="ms a step")
+    time.set(title="time of a training step", xlabel="ms per step")
     time.margins(x=0.15)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
@@ -74,7 +74,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, Any]], timing: Mappin
 
 
 def draw_predictions(path: Path, model: SSD, data: DetectionDataset) -> None:
-    """Detections drawn on some pictures, spread evenly over the data set."""
+    """Detections drawn on some images, spread evenly over the data set."""
     from fastssd.explain.draw import draw_detections, picture_grid
 
     indices = np.unique(np.linspace(0, len(data) - 1, SHOWN).round().astype(int))

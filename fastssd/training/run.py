@@ -29,7 +29,7 @@ from fastssd.training.stopping import StopAfterStep, Stopped
 from fastssd.training.together import EndTogether
 from fastssd.training.trainer import CheckpointKeeper, keep_freed_memory, make_trainer, quiet_lightning
 
-# What may differ when a run is taken up again: the rest decides what the steps before were.
+# What may differ when a run is resumed. Everything else has decided the steps before.
 _FREE_TO_CHANGE = {"epochs", "early_stop", "eval_every", "num_workers", "cache", "accelerator"}
 
 
@@ -39,7 +39,7 @@ class RunResult:
 
     Attributes:
         run_dir: the run folder.
-        history: one entry an epoch, from the first, as in metrics.csv.
+        history: one entry per epoch, from the first, as in metrics.csv.
         best: epoch and metrics of the best evaluation by AP50; None if the run was stopped before the first.
         best_checkpoint: its checkpoint.
         last_checkpoint: the one to resume from; None if the run was stopped before the first step.
@@ -59,7 +59,7 @@ class RunResult:
 
 
 def new_run_dir(model: str, root: str | os.PathLike[str] = "runs") -> Path:
-    """The first of ``root/model-001``, ``root/model-002``, ... that does not exist yet; it is not made."""
+    """The first of ``root/model-001``, ``root/model-002``, ... that does not exist yet; it is not created."""
     number = 1
     while (path := Path(root) / f"{model}-{number:03d}").exists():
         number += 1
@@ -81,10 +81,10 @@ def train(
     progress: bool = True,
     report_line: Callable[[str], None] = print,
 ) -> RunResult:
-    """Train a model, evaluate it after each epoch, and leave all of it in a run folder.
+    """Train a model, evaluate it after each epoch, and write everything to a run folder.
 
-    SIGTERM and Ctrl-C end the run after the step at hand with a checkpoint that resumes at that very step; a second one
-    ends it at once. Whatever happens, the checkpoints in the folder are whole.
+    SIGTERM and Ctrl-C end the run after the current step, with a checkpoint that resumes exactly there; a second one
+    ends it at once. The checkpoints in the folder are whole at any time.
 
     Args:
         config: the run's choices; None: the defaults, or those of the run that is resumed.
@@ -93,12 +93,12 @@ def train(
         resume: a run folder, or a checkpoint in one. Of its configuration only epochs, early_stop, eval_every,
             num_workers, cache and accelerator may be changed.
         progress: show a progress bar.
-        report_line: takes the lines that tell how the run goes, in the first process of a distributed run.
+        report_line: called with lines about the progress, in the first process of a distributed run.
 
     Raises:
         ValueError: data sets or configuration that do not fit together, or a run folder that is in use.
         CheckpointError: the checkpoint to resume from is damaged or foreign.
-        NonFiniteLossError: the loss became NaN or infinite; names epoch, batch and pictures.
+        NonFiniteLossError: the loss became NaN or infinite; names epoch, batch and images.
         FileNotFoundError, WeightsError: there are no such weights, or not for this model.
     """
     if not is_main_process():
@@ -107,7 +107,7 @@ def train(
     if class_names != tuple(eval_data.class_names):
         raise ValueError(f"eval_data has classes {eval_data.class_names}, train_data has {class_names}")
     if not len(train_data) or not len(eval_data):
-        raise ValueError(f"no pictures: {len(train_data)} to train on, {len(eval_data)} to evaluate on")
+        raise ValueError(f"no images: {len(train_data)} to train on, {len(eval_data)} to evaluate on")
     checkpoint, info = None, None
     if resume is not None:
         checkpoint = _last_checkpoint(Path(resume))
@@ -141,9 +141,9 @@ def train(
         report_line(f"frozen: {', '.join(config.freeze)}, {count} parameters")
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     samples = Cached(train_data, config.cache)
-    eval_pictures = Resized(eval_data, preset.image_size, config.cache)
+    eval_images = Resized(eval_data, preset.image_size, config.cache)
     presets = [model.allow_size(size) for size in config.multi_scale] or [preset]
-    data = DetectorData(samples, eval_pictures, presets, config)
+    data = DetectorData(samples, eval_images, presets, config)
     if info:
         data.start = (info.epoch, info.batches)
     module = DetectorModule(model, config, class_names, report_line)
@@ -186,7 +186,7 @@ def train(
 
 @contextlib.contextmanager
 def _folder_named(folder: Path) -> Iterator[None]:
-    """Have a full disk name the run folder, where the logger that met it names nothing."""
+    """The error of a full disk names the run folder, where the logger's own names nothing."""
     try:
         yield
     except OSError as error:
@@ -196,7 +196,7 @@ def _folder_named(folder: Path) -> Iterator[None]:
 
 
 def _say_nothing(line: str) -> None:
-    """What the other processes of a distributed run say."""
+    """For the other processes of a distributed run."""
 
 
 # --- resuming ----------------------------------------------------------------------------------------------------
@@ -222,15 +222,15 @@ def _resumed_config(config: TrainConfig | None, info: CheckpointInfo, class_name
 
 
 def _differences(before: Any, now: Any) -> list[str]:
-    """Of two dataclasses of a kind, down to the fields that are none."""
-    told = []
+    """The fields in which two dataclasses of one type differ, with both values; nested ones by their path."""
+    changed = []
     for name in (f.name for f in fields(before)):
         old, new = getattr(before, name), getattr(now, name)
         if is_dataclass(old) and is_dataclass(new):
-            told += [f"{name}.{inner}" for inner in _differences(old, new)]
+            changed += [f"{name}.{inner}" for inner in _differences(old, new)]
         elif old != new:
-            told.append(f"{name} {old!r} -> {new!r}")
-    return told
+            changed.append(f"{name} {old!r} -> {new!r}")
+    return changed
 
 
 def _announce_resume(path: Path, info: CheckpointInfo, report_line: Callable[[str], None]) -> None:
@@ -244,6 +244,6 @@ def _preset(config: TrainConfig, pretrained: Pretrained | None) -> Preset:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Temporary files of a process that was killed while it wrote."""
+    """Remove the temporary files of a process that was killed while it wrote."""
     for path in (*folder.glob(".*.tmp"), *folder.glob("checkpoints/.*.tmp")):
         path.unlink(missing_ok=True)

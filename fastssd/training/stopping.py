@@ -1,4 +1,4 @@
-"""Ending a run at a signal: after the step at hand, with a checkpoint that resumes at that very step."""
+"""Stop a run at a signal: after the current step, with a checkpoint that resumes exactly there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastssd._stopping import StopSignal
 
 
 class Stopped(Exception):
-    """Unwinds Lightning's loops after a signal."""
+    """Raised to leave Lightning's loops after a signal."""
 
 
 class StopAfterStep(L.Callback):
@@ -28,8 +28,8 @@ class StopAfterStep(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # After an epoch's last batch the end of the epoch is near, which is the better place to resume from. Between
-        # two steps of the optimizer gradients are under way that a checkpoint does not hold.
+        # After the last batch of an epoch its end is near, which is the better place to resume from. Between two steps
+        # of the optimizer there are accumulated gradients, which a checkpoint does not have.
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if self._asked(trainer) and stepped and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")

@@ -40,7 +40,7 @@ _open: set[socket.socket] = set()
 
 
 def _close_in_child() -> None:
-    """A worker that reads pictures must not hold its parent's connections open when that one is gone."""
+    """A worker that reads images must not hold its parent's connections open when that one is gone."""
     for connection in list(_open):
         connection.close()
 

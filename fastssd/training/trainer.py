@@ -1,4 +1,4 @@
-"""Lightning's trainer as our runs want it: whole checkpoints, our progress bar and logs, none of its hints."""
+"""Lightning's trainer for our runs: whole checkpoints, our progress bar and logs, no hints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastssd.training.module import DetectorModule
 
 
 class _AtomicCheckpointIO(CheckpointIO):
-    """Lightning's way to the disk: whole files only, and nothing pickled is ever executed."""
+    """How Lightning writes and reads checkpoints: whole files only, and no pickle is executed."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         save_checkpoint(checkpoint, path)
@@ -40,9 +40,9 @@ class _AtomicCheckpointIO(CheckpointIO):
 
 
 class CheckpointKeeper(Checkpoint):
-    """After each epoch, the best checkpoint if this is it, then the last: a kill in between repeats the epoch, no more.
+    """After each epoch saves the best checkpoint, if this one is, then the last. A kill in between costs this epoch.
 
-    Not Lightning's ModelCheckpoint: that one forgets what was best when a run folder was moved.
+    Not Lightning's ModelCheckpoint: that one forgets the best score when a run folder is moved.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -102,13 +102,13 @@ def make_trainer(
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise ValueError(
             f"strategy {config.strategy!r} with devices {config.devices!r}: forks or spawns processes whose results "
-            "do not come back here, as in a notebook; use ddp in a script, fastssd train --devices, or torchrun"
+            "do not come back to this one, as in a notebook; use ddp in a script, fastssd train --devices, or torchrun"
         )
     return trainer
 
 
 def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """How Lightning's WeightAveraging shall average, lists of tensors in place: exponentially.
+    """An exponential moving average for Lightning's WeightAveraging, on lists of tensors, in place.
 
     After n steps the decay is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage.
     """
@@ -125,7 +125,7 @@ def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Without Lightning's hints: that there are no workers (pictures are in memory), tips, what the hardware is."""
+    """Without Lightning's hints about workers (not needed: images are in memory), tips and hardware."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning")
     levels = {name: logging.getLogger(name).level for name in names}
     try:
@@ -141,10 +141,10 @@ def quiet_lightning() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep large blocks that were freed, for the next step.
+    """Let the C library keep large freed blocks for the next step.
 
-    By default glibc gives each activation back to the system and gets it anew, page by page and zeroed, at every step.
-    Elsewhere than on glibc nothing is done.
+    By default glibc returns the memory of each activation to the system and requests it again at every step, page by
+    page and zeroed. With other C libraries this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt

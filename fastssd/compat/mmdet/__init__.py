@@ -1,20 +1,20 @@
 """mmdetection's assigner and overlaps and mmcv's NMS on our kernels: names, signatures and results.
 
 Import them in place of the host's; or call :func:`register` once, and configs with ``type="MaxIoUAssigner"`` (or
-``"FastMaxIoUAssigner"``, which says it) build ours; or call :func:`patch`, and the functions of mmdet and mmcv are ours
+``"FastMaxIoUAssigner"``) build ours; or call :func:`patch`, and the functions of mmdet and mmcv are ours
 as well. In a config file the line ``custom_imports = dict(imports=["fastssd.compat.mmdet.registered"])`` registers.
 Neither mmdet nor mmcv is imported here; torch is enough.
 
 The results are the hosts', element for element. Exceptions:
 
-- :func:`batched_nms` is NMS per class whatever the coordinates (see there).
+- :func:`batched_nms` is NMS per class at any coordinates (see there).
 - NMS compares as mmcv does on the CPU; its CUDA kernel multiplies instead of dividing. A box that is not finite, or has
   a NaN score, is never returned by :func:`nms`; :func:`soft_nms` refuses it.
 - Equal scores: the lower index first, in NMS and Soft-NMS. In mmcv the order depends on its sort and its swaps.
 - Soft-NMS: ``"gaussian"`` agrees within rounding of ``exp``; two boxes without area have IoU 0, where mmcv's 0/0 = NaN
   goes into their scores.
-- What the hosts assert raises ``ValueError`` or ``TypeError`` here, and says what was wrong; under :func:`patch` the
-  hosts themselves are asked.
+- Where the hosts assert, ``ValueError`` or ``TypeError`` is raised here, with the reason; under :func:`patch` the
+  hosts themselves are called.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ _HOST = Host(
 def patch(*modules: ModuleType) -> Routes:
     """Route the functions of mmdet and mmcv through this module, wherever their modules hold them.
 
-    ``patch()`` alone is for good; ``with patch(): ...`` ends with the block, and so does ``patch().restore()``. What
-    ours refuse, and what is traced, compiled or scripted, goes to the hosts' own functions, which answer or raise their
-    own errors. The registry is :func:`register`'s.
+    ``patch()`` alone is permanent; ``with patch(): ...`` ends with the block, and ``patch().restore()`` ends it too.
+    Calls that ours refuses, and those that are traced, compiled or scripted, go to the hosts' own functions, which
+    answer or raise their own errors. The registry is not changed; :func:`register` does that.
 
     Args:
         modules: further modules to route, for what they imported from mmdet or mmcv by name.

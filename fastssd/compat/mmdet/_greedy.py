@@ -1,4 +1,4 @@
-"""Greedy NMS by any measure, block by block: for what the kernels have no form of."""
+"""Greedy NMS by any measure, block by block: for options that the kernels do not have."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK = 256
 
 
 def greedy(boxes: NDArray[Any], suppresses: Suppresses, owner: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """Which boxes are kept, of boxes [N, 4] that lie by falling score: int64 [K], rising.
+    """Indices of the kept boxes, of boxes [N, 4] in descending order of their scores: int64 [K], ascending.
 
     Args:
         suppresses: boxes [R, 4] and [C, 4] to bool [R, C]: whether the first deletes the second where it is better.
@@ -51,9 +51,9 @@ def greedy(boxes: NDArray[Any], suppresses: Suppresses, owner: NDArray[np.int64]
 def suppression_with_offset(boxes: NDArray[Any], iou_threshold: float, offset: int) -> Suppresses:
     """IoU > threshold of boxes whose sides are ``x2 - x1 + offset``, to the bit as that arithmetic rounds.
 
-    The kernel answers for boxes that end `offset` later. It rounds differently, so what is near the threshold is asked
-    again. Where sides are at least 1 and u is the spacing of numbers at the largest coordinate, an IoU errs by less
-    than 10 u.
+    The kernel is called with boxes that end `offset` later. It rounds differently, so pairs near the threshold are
+    computed again. Where sides are at least 1 and u is the spacing of numbers at the largest coordinate, the error
+    of an IoU is less than 10 u.
     """
     threshold = boxes.dtype.type(iou_threshold)
     end = np.array([0, 0, offset, offset], boxes.dtype)

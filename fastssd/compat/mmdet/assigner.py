@@ -14,17 +14,17 @@ from fastssd import ops
 from fastssd.compat.mmdet.overlaps import EPS, BboxOverlaps2D, box_tensor, same_as_kernel
 
 _ANY_OVERLAP = math.ulp(0.0)  # as a threshold: reached by every IoU but 0
-_CELLS = 1 << 18  # how many overlaps are looked at at a time
+_CELLS = 1 << 18  # overlaps in one block
 
 
 class AssignResult:
-    """Which ground truth each prior is responsible for, with the attributes that mmdet's samplers and heads use.
+    """Which ground-truth box each prior is responsible for, with the attributes that mmdet's samplers and heads use.
 
     Args:
-        num_gts: how many ground truths there were.
+        num_gts: how many ground-truth boxes there were.
         gt_inds: int64 [N]: -1 ignored, 0 negative, k + 1 positive for ground truth k.
-        max_overlaps: [N], the largest overlap of each prior with any ground truth.
-        labels: int64 [N], the label of the ground truth, -1 where the prior is not positive.
+        max_overlaps: [N], the largest overlap of each prior with any ground-truth box.
+        labels: int64 [N], the label of the ground-truth box, -1 where the prior is not positive.
 
     Source:
         ``mmdet.models.task_modules.AssignResult``.
@@ -59,7 +59,7 @@ class AssignResult:
         return self._extra_properties.get(key)
 
     def add_gt_(self, gt_labels: Tensor) -> None:
-        """Put the ground truths themselves in front, each assigned to itself."""
+        """Insert the ground-truth boxes at the beginning, each assigned to itself."""
         count = len(gt_labels)
         own = torch.arange(1, count + 1, dtype=torch.int64, device=gt_labels.device)
         self.gt_inds = torch.cat([own, self.gt_inds])
@@ -71,26 +71,27 @@ class AssignResult:
 
 
 class MaxIoUAssigner:
-    """Gives each prior (anchor, proposal) the ground truth that it overlaps most.
+    """Gives each prior (anchor, proposal) the ground-truth box that it overlaps most.
 
     1. Every prior is ignored (-1).
     2. Where its largest overlap lies in the range of `neg_iou_thr` it is negative (0).
-    3. Where that overlap reaches `pos_iou_thr` it is positive (k + 1) for its best ground truth.
-    4. With `match_low_quality` each ground truth in turn takes the priors that overlap it most; the last keeps them.
+    3. Where that overlap reaches `pos_iou_thr` it is positive (k + 1) for its best ground-truth box.
+    4. With `match_low_quality` each ground-truth box in turn takes the priors that overlap it most; the last one keeps
+       them.
 
     Args:
         pos_iou_thr: see 3.
         neg_iou_thr: negative under this, or within ``(low, high)``, low included. An int or a list mean the same here;
             in mmdet they leave every prior of step 2 ignored.
-        min_pos_iou: in 4, a ground truth whose best overlap is under this takes nothing.
+        min_pos_iou: in 4, a ground-truth box whose best overlap is under this takes nothing.
         gt_max_assign_all: in 4, all priors that share the largest overlap; else the first of them.
         ignore_iof_thr: priors whose IoF with an ignored region is above this are ignored; no regions where it is <= 0.
         ignore_wrt_candidates: that IoF is over the prior's area, else over the region's.
         match_low_quality: whether step 4 is done.
-        gpu_assign_thr: accepted; the kernels run on the CPU whatever the number of ground truths.
+        gpu_assign_thr: accepted and ignored; the kernels run on the CPU for any number of ground-truth boxes.
         iou_calculator: ``dict(type="BboxOverlaps2D", ...)``, a calculator of your own (callable), or the config of one
             in mmdet's registry. The kernels serve the first without ``dtype`` and `offset`.
-        perm_repeat_gt_cfg: ``dict(iou_thr=0.97, perm_range=0.01)``: shake ground truths that occur more than once.
+        perm_repeat_gt_cfg: ``dict(iou_thr=0.97, perm_range=0.01)``: move repeated ground-truth boxes at random.
         offset: 0, or 1 where a box ends after its last pixel; for the default calculator.
 
     Source:
@@ -127,7 +128,7 @@ class MaxIoUAssigner:
     def assign(
         self, pred_instances: Any, gt_instances: Any, gt_instances_ignore: Any = None, **kwargs: Any
     ) -> AssignResult:
-        """Assign the ground truths of one picture to its priors.
+        """Assign the ground-truth boxes of one image to its priors.
 
         Args:
             pred_instances: has ``priors`` [N, 4] xyxy: mmengine's ``InstanceData``, or anything with that attribute.
@@ -145,7 +146,7 @@ class MaxIoUAssigner:
         ignored = self._ignored(priors, None if gt_instances_ignore is None else gt_instances_ignore.bboxes)
         boxes, truth_boxes = box_tensor(priors), box_tensor(truths).detach()
         if type(self.iou_calculator) is not BboxOverlaps2D or len(truth_boxes) == 0 or len(boxes) == 0:
-            overlaps = self.iou_calculator(truths, priors)  # of a calculator's own making, or empty
+            overlaps = self.iou_calculator(truths, priors)  # of the user's calculator, or empty
             if ignored is not None:
                 overlaps[:, ignored] = -1
             return self.assign_wrt_overlaps(overlaps, labels)
@@ -158,7 +159,7 @@ class MaxIoUAssigner:
         """Assign by a matrix of overlaps.
 
         Args:
-            overlaps: [K, N], K ground truths and N priors.
+            overlaps: [K, N], K ground-truth boxes and N priors.
             gt_labels: int64 [K].
 
         Returns:
@@ -195,7 +196,7 @@ class MaxIoUAssigner:
         return self._result(len(truths), best, best_gt.clamp_(min=0), taken, labels)
 
     def _assign_by_blocks(self, truths: Tensor, priors: Tensor, labels: Tensor, ignored: Tensor | None) -> AssignResult:
-        """For what the kernels do not compute as mmdet does."""
+        """For options and boxes for which the kernels differ from mmdet."""
         slices = list(_slices(len(truths), len(priors)))
 
         def blocks() -> Iterator[tuple[slice, Tensor]]:
@@ -222,14 +223,14 @@ class MaxIoUAssigner:
 
     def _taken_by_kernel(self, truths: Tensor, priors: Tensor) -> Tensor:
         """:meth:`_taken` of overlaps that are never made."""
-        # Only priors that are the best of some ground truth; at threshold 1 the kernel finds just those.
+        # Only priors that are the best of some ground-truth box; at threshold 1 the kernel finds just those.
         places = _bests(priors, truths)
         if len(truths) * len(places) <= _CELLS:
             overlaps = ops.box_iou(truths, priors[places])
             most, first = overlaps.max(dim=1)
             taken = torch.zeros(len(priors), dtype=torch.int64, device=priors.device)
             return taken.index_copy_(0, places, self._taken(most, first, [(slice(None), overlaps)], len(places)))
-        # There are many where a ground truth overlaps no prior, for then all are equally good to it.
+        # There are many where a ground-truth box overlaps no prior: then it overlaps all of them equally.
         first, most = ops.match_anchors(truths, priors, iou_threshold=_ANY_OVERLAP, force_match="none")
         if not self.gt_max_assign_all:
             return self._taken(most, first.clamp_(min=0), [], len(priors))
@@ -248,13 +249,13 @@ class MaxIoUAssigner:
         """Step 4: int64 [width], k + 1 where ground truth k takes the prior, 0 where none does.
 
         Args:
-            most, first: [K], the largest overlap of each ground truth and the first prior that has it.
+            most, first: [K], the largest overlap of each ground-truth box and the first prior that has it.
             blocks: columns of the overlaps, and these columns [K, C].
             width: how many priors.
         """
         takes = most >= self.min_pos_iou
         taken = torch.zeros(width, dtype=torch.int64, device=most.device)
-        # The last ground truth keeps a prior: the largest k + 1.
+        # The last ground-truth box keeps a prior: the largest k + 1.
         if not self.gt_max_assign_all:
             gt = takes.nonzero()[:, 0]
             return taken.scatter_reduce_(0, first[gt], gt + 1, "amax")
@@ -287,7 +288,7 @@ class MaxIoUAssigner:
                 else calculator(regions, priors, mode="iof").amax(0)
             )
             return over > self.ignore_iof_thr
-        # Region by region, for the matrix would be large.
+        # Region by region, because the matrix would be large.
         boxes = box_tensor(priors)
         most = boxes.new_full((len(boxes),), -1.0)
         for region in box_tensor(regions).detach().split(1):
@@ -302,13 +303,13 @@ def _slices(number: int, width: int, cells: int = _CELLS) -> Iterator[slice]:
 
 
 def _bests(priors: Tensor, truths: Tensor) -> Tensor:
-    """int64 [C], rising: the priors that some ground truth overlaps most."""
+    """int64 [C], ascending: the priors that some ground-truth box overlaps most."""
     found: Tensor = ops.match_anchors(priors, truths, iou_threshold=1.0, force_match="low_quality").gt_idx
     return (found >= 0).nonzero()[:, 0]
 
 
 def _nothing(number: int, width: int, like: Tensor) -> AssignResult:
-    """Without ground truths all is negative."""
+    """Without ground-truth boxes all is negative."""
     gt_inds = torch.full((width,), 0 if number == 0 else -1, dtype=torch.int64, device=like.device)
     return AssignResult(number, gt_inds, like.new_zeros((width,)), torch.full_like(gt_inds, -1))
 
@@ -355,7 +356,7 @@ def _shake_repeated(boxes: Tensor, calculator: Any, config: Mapping[str, float])
             has_extent = bool((shaken[:, 2:] > shaken[:, :2]).all())
             if has_extent and bool((calculator(original.unique(dim=0), shaken) >= least).all()):
                 break
-            # From the second attempt on mmdet asks for its default, and for less movement.
+            # From the second attempt on mmdet uses its default threshold, and less movement.
             span, least = max(span - attempt * 0.001, 1e-3), 0.97
         boxes[same] = shaken
     return boxes

@@ -15,7 +15,7 @@ from fastssd.compat.mmdet._greedy import greedy, suppression_with_offset
 from fastssd.compat.mmdet._soft_nms import soft_input, soften
 from fastssd.compat.mmdet.overlaps import check_offset
 
-Boxes = Tensor | NDArray[Any]  # what comes as a NumPy array goes back as one
+Boxes = Tensor | NDArray[Any]  # the results are of the same kind
 
 
 def nms(
@@ -40,7 +40,7 @@ def nms(
         iou_thr: mmcv's old name of `iou_threshold`.
 
     Returns:
-        (dets, keep): [K, 5] the kept boxes with their scores, and int64 [K] their indices, by falling score.
+        (dets, keep): [K, 5] the kept boxes with their scores, and int64 [K] their indices, by descending score.
 
     Raises:
         TypeError, ValueError: wrong shapes, lengths, threshold or offset.
@@ -61,7 +61,7 @@ def nms(
         keep = keep[:max_num]
     if places is not None:
         keep = places[keep]
-    return _give(torch.cat([flat[keep], values[keep][:, None]], 1), keep, is_numpy)
+    return _results(torch.cat([flat[keep], values[keep][:, None]], 1), keep, is_numpy)
 
 
 def soft_nms(
@@ -82,7 +82,7 @@ def soft_nms(
         scores: [N].
         iou_threshold: for ``"linear"`` and ``"naive"``, reached by what is lowered.
         sigma: for ``"gaussian"``.
-        min_score: a box leaves once its score is under this; the very first one is returned whatever its score.
+        min_score: a box is dropped once its score is under this; the very first one is returned at any score.
         method: ``"linear"``: scores are multiplied by ``1 - iou``; ``"gaussian"``: by ``exp(-iou**2 / sigma)``;
             ``"naive"``: by 0.
         offset: 0, or 1 where a box ends after its last pixel.
@@ -104,7 +104,7 @@ def soft_nms(
     taken, lowered = soften(array, numbers, threshold, sigma, min_score, method, offset)
     keep = torch.from_numpy(taken).to(flat.device)
     dets = torch.cat([flat.detach()[keep], torch.from_numpy(lowered).to(flat)[:, None]], 1)
-    return _give(dets, keep, is_numpy)
+    return _results(dets, keep, is_numpy)
 
 
 def batched_nms(
@@ -121,19 +121,19 @@ def batched_nms(
         class_agnostic: boxes of different classes delete each other too.
 
     Returns:
-        (dets, keep): [K, 5] boxes with their scores and int64 [K] their indices, by falling score.
+        (dets, keep): [K, 5] boxes with their scores and int64 [K] their indices, by descending score.
 
     Raises:
         TypeError, ValueError: wrong shapes, lengths or options; a ``type`` that is neither of the two nor a function.
 
     Source:
-        ``mmcv.ops.batched_nms``. Per class whatever the coordinates, where mmcv shifts classes apart and loses bits of
+        ``mmcv.ops.batched_nms``. Per class at any coordinates, where mmcv shifts classes apart and loses bits of
         float32 by it; class-agnostic at any number of boxes, where mmcv goes class by class from ``split_thr`` on.
     """
     flat, values, is_numpy = _tensors(boxes, scores)
     if nms_cfg is None:
         ranked, keep = values.sort(descending=True, stable=True)
-        return _give(torch.cat([flat[keep], ranked[:, None]], 1), keep, is_numpy)
+        return _results(torch.cat([flat[keep], ranked[:, None]], 1), keep, is_numpy)
     options = dict(nms_cfg)
     agnostic = options.pop("class_agnostic", class_agnostic)
     kind = options.pop("type", "nms")
@@ -145,7 +145,7 @@ def batched_nms(
         groups = torch.zeros_like(groups)
     if kind in ("nms", nms) and not options.get("offset", 0):
         options["iou_threshold"] = _one_of(options.pop("iou_threshold", None), options.pop("iou_thr", None))
-        return _give(*_batched_hard(flat, values, groups, **options), is_numpy)
+        return _results(*_batched_hard(flat, values, groups, **options), is_numpy)
 
     function = {"nms": nms, "soft_nms": soft_nms}.get(kind) if isinstance(kind, str) else kind
     if not callable(function):
@@ -161,24 +161,24 @@ def batched_nms(
 
     keep, lowered = _class_by_class(run, values, groups)
     if function is soft_nms and not is_split and len(keep) > 0:
-        # Each class returns its first box, whatever the score; all classes together return one.
+        # Each class returns its first box at any score; all classes together return one.
         good = lowered >= options.get("min_score", 1e-3)
         good[0] = True
         keep, lowered = keep[good], lowered[good]
     if most > 0:
         keep, lowered = keep[:most], lowered[:most]
-    return _give(torch.cat([flat[keep], lowered[:, None]], 1), keep, is_numpy)
+    return _results(torch.cat([flat[keep], lowered[:, None]], 1), keep, is_numpy)
 
 
 def nms_match(dets: Boxes, iou_threshold: float) -> list[Any]:
-    """NMS that tells for each kept box which ones it deleted.
+    """NMS that returns for each kept box the ones that it deleted.
 
     Args:
         dets: [N, 5] xyxy and score.
         iou_threshold: a box is deleted where its IoU with a kept one is at least this.
 
     Returns:
-        For each kept box, by falling score, int64 indices: its own, then those that it deleted, by falling score.
+        For each kept box, by descending score, int64 indices: its own, then those that it deleted, by descending score.
 
     Raises:
         ValueError: wrong shape.
@@ -235,7 +235,7 @@ def _batched_hard(
 def _class_by_class(
     run: Callable[[Tensor], tuple[Tensor, Tensor]], scores: Tensor, groups: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What `run`, given the places of a class, keeps of them and with which scores, by falling score."""
+    """The boxes that `run` keeps of each class, given their indices, and their scores; by descending score."""
     keeps, lowered = [groups.new_empty(0, dtype=torch.int64)], [scores.new_empty(0)]
     for members in groups.argsort(stable=True).split(groups.unique(return_counts=True)[1].tolist()):
         kept, left = run(members)
@@ -259,7 +259,7 @@ def _soft_of(boxes: Tensor, scores: Tensor, options: dict[str, Any]) -> Callable
 
 
 def _by_score(boxes: Tensor, scores: Tensor) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The boxes by falling score, in a dtype of the kernels, and the place of each."""
+    """The boxes by descending score, in a dtype of the kernels, and the place of each."""
     order = scores.detach().argsort(descending=True, stable=True).cpu()
     array = boxes.detach().cpu()[order]
     return (array if array.dtype == torch.float64 else array.float()).contiguous().numpy(), order.numpy()
@@ -274,7 +274,7 @@ def _tensors(boxes: Boxes, scores: Boxes) -> tuple[Tensor, Tensor, bool]:
     return flat, values, isinstance(boxes, np.ndarray)
 
 
-def _give(dets: Tensor, keep: Tensor, is_numpy: bool) -> tuple[Any, Any]:
+def _results(dets: Tensor, keep: Tensor, is_numpy: bool) -> tuple[Any, Any]:
     return (dets.detach().cpu().numpy(), keep.cpu().numpy()) if is_numpy else (dets, keep)
 
 

@@ -30,7 +30,7 @@ def bbox_overlaps(
         bboxes2: [..., N, 4] xyxy, the same leading dimensions; with `is_aligned` N = M.
         mode: ``"iou"``, ``"iof"`` (intersection over the area of the first box) or ``"giou"``.
         is_aligned: only boxes at the same place.
-        eps: what a union, an area or a hull is at least.
+        eps: the least value of a union, an area or a hull.
         offset: 0, or 1 where a box ends after its last pixel: sides are ``x2 - x1 + 1``.
 
     Returns:
@@ -104,9 +104,9 @@ def box_tensor(boxes: Any) -> Tensor:
 
 
 def same_as_kernel(boxes1: Tensor, boxes2: Tensor, eps: float, hull: bool = False) -> bool:
-    """Whether the kernels give mmdet's very numbers, so that nothing is left to :func:`_formula`.
+    """Whether the kernels give exactly mmdet's numbers, so that :func:`_formula` is not needed.
 
-    They do where they compute in the boxes' dtype, no gradient is wanted and `eps` plays no part. A union is never
+    They do if they compute in the boxes' dtype, no gradient is needed and `eps` has no effect. A union is never
     smaller than either box, rounding included, so it is enough to look at the smaller set; where a box has no area the
     intersection is 0, and so are both results. With `hull`, which counts sides that run backwards, there must be none.
     """
@@ -116,7 +116,7 @@ def same_as_kernel(boxes1: Tensor, boxes2: Tensor, eps: float, hull: bool = Fals
         return False
     for boxes in (boxes1, boxes2):
         low, high = boxes.aminmax()
-        if not (float(low) > -_LARGE and float(high) < _LARGE):  # NaN and inf go their own way in mmdet
+        if not (float(low) > -_LARGE and float(high) < _LARGE):  # mmdet treats NaN and inf differently
             return False
     fewer = boxes1 if boxes1.shape[-2] < boxes2.shape[-2] else boxes2
     area = (fewer[..., 2] - fewer[..., 0]) * (fewer[..., 3] - fewer[..., 1])

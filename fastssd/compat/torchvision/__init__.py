@@ -3,10 +3,10 @@
 - In place of ``torchvision.ops``: :func:`nms`, :func:`batched_nms`, :func:`box_iou` and its relatives.
 - In place of ``torchvision.models.detection``'s parts: :class:`Matcher`, :class:`SSDMatcher`, :class:`BoxCoder`,
   :class:`DefaultBoxGenerator`.
-- :func:`accelerate` exchanges the slow parts of a whole detector, :func:`restore` gives them back.
+- :func:`accelerate` replaces the slow parts of a whole detector, :func:`restore` undoes it.
 - :class:`patch` routes ``torchvision.ops`` itself.
 
-Only the last two need torchvision, when they are called. Results are torchvision's on finite boxes of positive area;
+Only these last two need torchvision, when they are called. Results are torchvision's on finite boxes of positive area;
 docs/contract.md says what happens to others, and docs/integration.md where the two differ on purpose.
 """
 

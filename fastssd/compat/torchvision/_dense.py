@@ -45,10 +45,10 @@ class FastRetinaNet(RetinaNet):  # type: ignore[misc]
             return super().postprocess_detections(head_outputs, anchors, image_shapes)
         limit = logit_limit(self.score_thresh)
 
-        def look(level: int, logits: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+        def find(level: int, logits: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor, Tensor], Tensor]]:
             return above(logits, limit), lambda image, anchor, label: logits[image, anchor, label].sigmoid()
 
-        return _detect(self, look, self.box_coder.decode_single, head_outputs, anchors, image_shapes)
+        return _detect(self, find, self.box_coder.decode_single, head_outputs, anchors, image_shapes)
 
 
 @host.eager_only
@@ -108,7 +108,7 @@ class FastFCOS(FCOS):  # type: ignore[misc]
         if not host.fractions(self.score_thresh, self.nms_thresh):
             return super().postprocess_detections(head_outputs, anchors, image_shapes)
 
-        def look(level: int, logits: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+        def find(level: int, logits: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor, Tensor], Tensor]]:
             centerness = head_outputs["bbox_ctrness"][level]  # [B, A, 1]
             # sqrt(p * q) > t is p > t**2 / q: a limit for the logits of each row.
             share = (self.score_thresh**2 / centerness.detach().float().sigmoid()).clamp(max=1)
@@ -119,7 +119,7 @@ class FastFCOS(FCOS):  # type: ignore[misc]
 
             return above(logits, limit), scores
 
-        return _detect(self, look, self.box_coder.decode, head_outputs, anchors, image_shapes)
+        return _detect(self, find, self.box_coder.decode, head_outputs, anchors, image_shapes)
 
 
 @host.eager_only
@@ -155,21 +155,22 @@ class FastFCOSHead(FCOSHead):  # type: ignore[misc]
 
 def _detect(
     model: Any,
-    look: Callable[[int, Tensor], tuple[Tensor, Callable[[Tensor, Tensor, Tensor], Tensor]]],
+    find: Callable[[int, Tensor], tuple[Tensor, Callable[[Tensor, Tensor, Tensor], Tensor]]],
     decode: Callable[[Tensor, Tensor], Tensor],
     head_outputs: dict[str, list[Tensor]],
     anchors: list[list[Tensor]],
     image_shapes: list[tuple[int, int]],
 ) -> list[dict[str, Tensor]]:
-    """Of each level the best scores of an image, decoded; then NMS over all of it.
+    """The best scores of each level of an image, decoded; then NMS over all levels.
 
-    `look` says of a level's logits [B, A, C] where scores may pass the threshold, and how to compute them.
+    `find` takes a level and its logits [B, A, C]; it returns where scores may pass the threshold, and a function that
+    computes them.
     """
     batch = len(image_shapes)
     levels = []
     for level, logits in enumerate(head_outputs["cls_logits"]):
         columns = logits.shape[2]
-        places, score = look(level, logits)
+        places, score = find(level, logits)
         row, label = places // columns, places % columns
         image, anchor = row // logits.shape[1], row % logits.shape[1]
         scores = score(image, anchor, label)

@@ -1,4 +1,4 @@
-"""What the accelerated models of torchvision have in common."""
+"""Parts that several accelerated models of torchvision use."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class FastDefaultBoxGenerator(HostBoxGenerator):  # type: ignore[misc]
 
 
 def matching_rule(matcher: Any) -> str | None:
-    """The ``force_match`` of :func:`fastssd.ops.match_anchors` that is this matcher's rule; None for a stranger's."""
+    """The ``force_match`` of :func:`fastssd.ops.match_anchors` with this matcher's rule; None if it is unknown."""
     if type(matcher) in (_utils.SSDMatcher, SSDMatcher):
         return "best"
     if type(matcher) in (_utils.Matcher, Matcher):
@@ -70,7 +70,7 @@ def fractions(*values: float) -> bool:
 
 
 def overrides(model: Any, fast: type, names: Sequence[str]) -> bool:
-    """Whether a subclass has its own version of a method that the accelerated `fast` would step over."""
+    """Whether a subclass overrides a method that the accelerated class does not call."""
     return any(getattr(type(model), name) is not getattr(fast, name) for name in names)
 
 
@@ -98,7 +98,7 @@ def match(matcher: Any, anchors: Sequence[Tensor], targets: list[dict[str, Tenso
 
 
 def well_formed(targets: Any) -> bool:
-    """Whether the models accept these targets before they look at the values."""
+    """Whether the models accept the types and shapes of these targets."""
     return targets is not None and all(
         isinstance(target["boxes"], Tensor) and target["boxes"].ndim == 2 and target["boxes"].shape[-1] == 4
         for target in targets
@@ -106,7 +106,7 @@ def well_formed(targets: Any) -> bool:
 
 
 def check_extent(targets: list[dict[str, Tensor]]) -> None:
-    """Raise AssertionError, as the models do, if a ground truth has no positive width or height."""
+    """Raise AssertionError, as the models do, if a ground-truth box has no positive width or height."""
     boxes = torch.cat([target["boxes"] for target in targets])
     bad = (boxes[:, 2:] <= boxes[:, :2]).any(1)
     if bad.any():
@@ -119,12 +119,12 @@ def check_extent(targets: list[dict[str, Tensor]]) -> None:
 
 
 class Positives:
-    """The anchors of a batch that are matched, and with what: P of them, image by image.
+    """The P matched anchors of a batch, image by image, and their ground-truth boxes.
 
     Attributes:
         matched: int64 [B, A].
         image, anchor: int64 [P].
-        boxes, labels: [P, 4] and [P] of the matched ground truth.
+        boxes, labels: [P, 4] and [P] of the matched ground-truth box.
         anchors: [P, 4].
     """
 
@@ -145,7 +145,7 @@ class Positives:
 
 
 def nonzero(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The two indices of what is set in a mask [B, A]; NumPy is the faster one to find it."""
+    """Both indices of the true entries of a mask [B, A]; NumPy finds them faster than torch."""
     if mask.device.type != "cpu":
         first, second = mask.nonzero(as_tuple=True)
         return first, second
@@ -154,7 +154,7 @@ def nonzero(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kernel_deltas(coder: Any, deltas: Tensor) -> tuple[tuple[float, float], Tensor]:
-    """(variances, deltas) that our kernel decodes as the coder does these deltas [B, A, 4]."""
+    """(variances, deltas) for our kernel, so that it decodes as the coder decodes these deltas [B, A, 4]."""
     wx, wy, ww, wh = coder.weights
     if wx != wy or ww != wh:
         deltas, (wx, ww) = deltas / deltas.new_tensor(coder.weights), (1.0, 1.0)

@@ -20,7 +20,7 @@ Targets = list[dict[str, Tensor]]
 
 @host.eager_only
 class FastRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
-    """The proposal network: only the anchors that go to NMS are decoded, only the sampled ones encoded."""
+    """The proposal network: only candidates for NMS are decoded, only sampled anchors are encoded."""
 
     def forward(self, images: Any, features: dict[str, Tensor], targets: Targets | None = None) -> Any:
         own = ("filter_proposals", "assign_targets_to_anchors", "compute_loss")

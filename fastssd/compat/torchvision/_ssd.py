@@ -24,7 +24,7 @@ class FastSSD(SSD):  # type: ignore[misc]
 
     def forward(self, images: list[Tensor], targets: Targets | None = None) -> Any:
         if not self.training or not host.well_formed(targets) or host.matching_rule(self.proposal_matcher) is None:
-            return super().forward(images, targets)  # which raises what is to be raised
+            return super().forward(images, targets)  # which raises torchvision's errors
         batch, targets = self.transform(images, targets)
         assert targets is not None
         host.check_extent(targets)
@@ -53,8 +53,7 @@ class FastSSD(SSD):  # type: ignore[misc]
         if logits.device.type == "cpu":
             positives = np.bincount(found.image[found.labels > 0].numpy(), minlength=len(labels))
             mined = np.ceil(ratio * positives)
-            # torchvision computes their number in float32. Where there are not so many negatives, it counts positives
-            # twice.
+            # torchvision computes their number in float32. If there are fewer negatives, it counts positives twice.
             same = mined == np.ceil(np.float32(ratio) * positives.astype(np.float32))
             known = (found.labels >= 0) & (found.labels < logits.shape[-1])
             if (same & (mined <= labels.shape[1] - positives)).all() and known.all():
@@ -78,7 +77,7 @@ class FastSSD(SSD):  # type: ignore[misc]
             image, anchor, label = self._detect(logits.detach(), deltas.detach(), anchors, image_shapes[0])
         else:
             image, anchor, label = self._candidates(logits.detach())
-        # What is left gets its values from torchvision's formulas: the same bits, and the same gradients.
+        # Scores and boxes of the detections are computed by torchvision's formulas: the same bits, the same gradients.
         scores = F.softmax(logits[image, anchor], -1).gather(1, label[:, None])[:, 0]
         boxes = self.box_coder.decode_single(deltas[image, anchor], anchors[anchor])
         boxes = clip_to_sizes(boxes, image, image_shapes)
@@ -105,7 +104,7 @@ class FastSSD(SSD):  # type: ignore[misc]
         return image, found.anchor_idx[image, place], found.labels[image, place]
 
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, anchor and label of what goes to NMS, in torch's operations: for other devices."""
+        """Image, anchor and label of the candidates for NMS, by torch's operations: for other devices."""
         scores = F.softmax(logits, -1)[..., 1:].transpose(1, 2)  # [B, C - 1, A]
         best, anchor = scores.topk(min(self.topk_candidates, scores.shape[-1]), -1)
         image, label, place = (best > self.score_thresh).nonzero(as_tuple=True)

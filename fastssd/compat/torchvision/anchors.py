@@ -20,11 +20,11 @@ class DefaultBoxGenerator(nn.Module):
 
     Args:
         aspect_ratios: for each level the ratios besides 1.
-        min_ratio, max_ratio: scales of the first and the last level, as fractions of the picture, where `scales` is
+        min_ratio, max_ratio: scales of the first and the last level, as fractions of the image, where `scales` is
             not given; those between are spaced evenly, and one level more has scale 1.
         scales: one for each level and one more.
-        steps: distance of the cells of each level, pixels; default the picture's size over the number of cells.
-        clip: whether to clip widths and heights to the picture's. Centers and corners are not clipped.
+        steps: distance of the cells of each level, pixels; default the image's size over the number of cells.
+        clip: whether to clip widths and heights to the image's. Centers and corners are not clipped.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class DefaultBoxGenerator(nn.Module):
     def forward(self, image_list: Any, feature_maps: Sequence[Tensor]) -> list[Tensor]:
         """
         Args:
-            image_list: torchvision's ``ImageList``: ``tensors`` [B, 3, H, W], and ``image_sizes``, one a picture.
+            image_list: torchvision's ``ImageList``: ``tensors`` [B, 3, H, W], and ``image_sizes``, one per image.
             feature_maps: [B, D, rows, columns] of each level.
 
         Returns:
-            For each picture [A, 4] xyxy in pixels of `tensors`, float32 (float64 for float64 feature maps), on the
+            For each image [A, 4] xyxy in pixels of `tensors`, float32 (float64 for float64 feature maps), on the
             device of the feature maps.
         """
         anchors = default_boxes(self, image_list, feature_maps)
@@ -93,7 +93,7 @@ def _level(generator: Any, k: int, grid: Sequence[int], size: Sequence[int], dty
 
 
 def _shapes(scale: float, next_scale: float, ratios: Sequence[float]) -> NDArray[np.float32]:
-    """(width, height) of a cell's anchors as fractions of the picture, [K, 2]."""
+    """(width, height) of a cell's anchors as fractions of the image, [K, 2]."""
     between = math.sqrt(scale * next_scale)
     shapes = [(scale, scale), (between, between)]
     for ratio in ratios:

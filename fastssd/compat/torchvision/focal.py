@@ -1,7 +1,7 @@
-"""The sigmoid focal loss of RetinaNet and FCOS, its value and its gradient, in one pass over the logits each.
+"""The sigmoid focal loss of RetinaNet and FCOS: value and gradient take one pass over the logits each.
 
-Nearly every logit is a negative, so all are taken as one, with holes where they are not; the few positives are added.
-The pass goes in pieces that stay in the processor's cache, and needs no memory besides the gradient.
+Nearly every logit is a negative. So all are treated as negatives, except for holes at the others; the few positives
+are added. The pass works on pieces that fit the processor's cache, and needs no memory besides the gradient.
 
 Source: arXiv:1708.02002, equation 5, with gamma 2.
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_MODERATE = 4.0  # up to here 1 - p has bits enough for a logarithm
+_MODERATE = 4.0  # up to here 1 - p has enough bits for a logarithm
 _PIECE = 1 << 16  # logits; three such arrays fit the second level cache
 
 
@@ -38,13 +38,13 @@ def focal_loss(
     Returns:
         [], in the dtype of the logits, float32 at least. Differentiable once.
     """
-    with torch.autocast(logits.device.type, enabled=False):  # the sums need all bits
+    with torch.autocast(logits.device.type, enabled=False):  # half precision is not enough for the sums
         loss: Tensor = _FocalLoss.apply(logits, positives, ignored, weights, alpha)
     return loss
 
 
 class _FocalLoss(torch.autograd.Function):
-    """Forward only sums; backward computes anew what it needs. That is cheaper than memory for all logits twice."""
+    """Forward only sums; backward computes its inputs again, which costs less than memory for all logits twice."""
 
     @staticmethod
     def forward(
@@ -114,7 +114,7 @@ def _derive_negatives(logits: Tensor, holes: Tensor, factor: Tensor, out: Tensor
 
 
 def _pieces(logits: Tensor, holes: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Start, ``p`` and ``softplus(x)`` of piece after piece of logits [N], in memory that is used again."""
+    """Start, ``p`` and ``softplus(x)`` of each piece of logits [N], in memory that the next piece overwrites."""
     size = len(logits)
     length = _PIECE if logits.device.type == "cpu" else max(size, 1)
     edges = torch.searchsorted(holes, torch.arange(0, size + length, length, device=holes.device)).tolist()
@@ -124,8 +124,8 @@ def _pieces(logits: Tensor, holes: Tensor, dtype: torch.dtype) -> Iterator[tuple
         copy, p, softplus = memory[:, : len(x)]
         if edges[i] < edges[i + 1] or x.dtype != dtype:
             x = copy.copy_(x)
-            x[holes[edges[i] : edges[i + 1]] - start] = -torch.inf  # where both are 0
-        if x.amax() <= _MODERATE:  # one exponential less
+            x[holes[edges[i] : edges[i + 1]] - start] = -torch.inf  # for which both are 0
+        if x.amax() <= _MODERATE:  # saves an exponential
             torch.sigmoid(x, out=p)
             torch.neg(p, out=softplus).log1p_().neg_()
         else:

@@ -11,13 +11,13 @@ from fastssd import ops
 
 
 class Matcher:
-    """``torchvision.models.detection._utils.Matcher``: each prediction gets the ground truth that it overlaps most.
+    """``torchvision.models.detection._utils.Matcher``: each prediction gets the ground-truth box that it overlaps most.
 
     Args:
         high_threshold: a prediction whose best quality reaches this is matched.
         low_threshold: below this it is :attr:`BELOW_LOW_THRESHOLD`; between the two :attr:`BETWEEN_THRESHOLDS`.
-        allow_low_quality_matches: whether each ground truth also gets all predictions of its own best quality; they
-            are matched to the ground truth that is best for *them*.
+        allow_low_quality_matches: whether each ground-truth box also gets all predictions of its own best quality; they
+            are matched to the ground-truth box that is best for *them*.
 
     Thresholds are compared in the dtype of the qualities, as torch does. Raises AssertionError where `low_threshold` is
     above `high_threshold`.
@@ -36,13 +36,13 @@ class Matcher:
     def __call__(self, match_quality_matrix: Tensor) -> Tensor:
         """
         Args:
-            match_quality_matrix: [M, N], M ground truths and N predictions.
+            match_quality_matrix: [M, N], M ground-truth boxes and N predictions.
 
         Returns:
-            int64 [N]: the index of the ground truth, or one of the two negative values.
+            int64 [N]: the index of the ground-truth box, or one of the two negative values.
 
         Raises:
-            ValueError: no ground truth or no prediction. (A model gives such an image -1 everywhere and does not ask.)
+            ValueError: no ground-truth box or no prediction. (For such an image a model takes -1 everywhere.)
         """
         if match_quality_matrix.numel() == 0:
             what = "ground-truth" if match_quality_matrix.shape[0] == 0 else "proposal"
@@ -56,7 +56,7 @@ class Matcher:
         return matches
 
     def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
-        """Give back `all_matches` to every prediction that is the best, or equally good, for some ground truth."""
+        """Give back `all_matches` to every prediction that is the best, or equally good, for some ground-truth box."""
         is_best = (match_quality_matrix == match_quality_matrix.amax(1, keepdim=True)).any(0)
         matches[is_best] = all_matches[is_best]
 
@@ -65,10 +65,10 @@ class Matcher:
 
         Args:
             anchors: [A, 4] xyxy.
-            gt_boxes: for each picture [G_i, 4] xyxy; one without boxes has no match.
+            gt_boxes: for each image [G_i, 4] xyxy; one without boxes has no match.
 
         Returns:
-            int64 [B, A], each row what :meth:`__call__` says of ``box_iou(gt_boxes[i], anchors)``.
+            int64 [B, A]; each row is that of :meth:`__call__` for ``box_iou(gt_boxes[i], anchors)``.
         """
         return match_boxes(
             anchors,
@@ -80,10 +80,10 @@ class Matcher:
 
 
 class SSDMatcher(Matcher):
-    """``torchvision.models.detection._utils.SSDMatcher``: by threshold, then each ground truth claims its best anchor.
+    """torchvision's ``SSDMatcher``: by threshold; then each ground-truth box claims its best anchor.
 
-    The claim is written after the threshold: it holds at any IoU, even 0; of equally good anchors the first is
-    claimed, and an anchor that several ground truths claim belongs to the last of them.
+    A claim overrides the threshold: it holds at any IoU, even 0. Of equally good anchors the first is claimed; one
+    that several ground-truth boxes claim belongs to the last of them.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -93,7 +93,7 @@ class SSDMatcher(Matcher):
         matches = super().__call__(match_quality_matrix)
         claimed = match_quality_matrix.max(1).indices
         order = torch.arange(len(claimed), device=matches.device)
-        # The last claim wins, whatever the order in which a device writes.
+        # The last claim wins, in whatever order a device writes.
         last = torch.full_like(matches, -1).scatter_reduce_(0, claimed, order, "amax")
         return torch.where(last >= 0, last, matches)
 

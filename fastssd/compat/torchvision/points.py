@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_LARGE = (
-    1e8  # torchvision prefers small boxes by this number less their area, in float32: equal within 8 pixels squared
-)
+# torchvision prefers small boxes by this number minus their area, in float32: areas within 8 square pixels are equal.
+_LARGE = 1e8
 _LEAST = 1e-5
 
 
@@ -18,13 +17,13 @@ def match_points(
 ) -> Tensor:
     """The ground truth of each point, for a whole batch.
 
-    A point, the center of a square anchor, is for a ground truth whose box it lies in, whose center is less than
+    A point, the center of a square anchor, is for a ground-truth box whose box it lies in, whose center is less than
     `radius` anchor sizes away along either axis, and whose farthest side is between 4 and 8 anchor sizes away (any
     distance up to 8 on the first level, any from 4 on the last). Of several the smallest, the first of equal ones.
 
     Args:
         anchors: [A, 4] xyxy, level by level.
-        gt_boxes: for each picture [G_i, 4] xyxy.
+        gt_boxes: for each image [G_i, 4] xyxy.
 
     Returns:
         int64 [B, A], -1 where there is none.
@@ -40,7 +39,7 @@ def match_points(
     reach = radius * size
     near = (gt_centers[:, :1] - centers[:, 0]).abs_() < reach  # [G, A]
     near &= (gt_centers[:, 1:] - centers[:, 1]).abs_() < reach
-    truth, point = near.nonzero(as_tuple=True)  # few: the rest is asked of these pairs alone
+    truth, point = near.nonzero(as_tuple=True)  # few: the other conditions are checked for these pairs only
 
     place, box = centers[point], boxes[truth]
     sides = torch.cat([place - box[:, :2], box[:, 2:] - place], 1)

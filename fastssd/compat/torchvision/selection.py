@@ -1,4 +1,4 @@
-"""From all the scores of a batch to the few detections that are left, in a fixed number of steps for any batch."""
+"""From all scores of a batch to its detections, with the same number of calls for a batch of any size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastssd import ops
 
-_SLACK = 1e-3  # of a logit; more than the rounding of a sigmoid can be, for scores that float32 tells from 0 and 1
+_SLACK = 1e-3  # of a logit: more than the rounding error of a sigmoid, for scores that differ from 0 and 1 in float32
 
 
 def logit_limit(score_threshold: float) -> float:
@@ -22,7 +22,7 @@ def logit_limit(score_threshold: float) -> float:
 
 
 def above(values: Tensor, limit: float | Tensor) -> Tensor:
-    """Where `values` [B, ...] are above the limit: int64 [K] places, counted through all, ascending."""
+    """Where `values` [B, ...] are above the limit: int64 [K] indices into the flattened values, ascending."""
     if values.device.type != "cpu" or values.dtype == torch.bfloat16:
         return (values > limit).flatten().nonzero()[:, 0]
     bound = limit.detach().numpy() if isinstance(limit, Tensor) else limit
@@ -46,7 +46,7 @@ def suppress(
         most: boxes kept of an image, at most.
 
     Returns:
-        For each image the kept places, int64, by falling score, equal scores by place.
+        For each image the indices of the kept boxes, int64, by descending score, equal scores by index.
     """
     groups = labels + image * (int(labels.max()) + 1 if len(labels) else 1)
     kept: Tensor = ops.batched_nms(boxes.detach(), scores.detach(), groups, iou_threshold)
