@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fastssd import ops
 from fastssd.ops import _face as face
 from fastssd.ops import _formulas as formulas
+from fastssd.ops.boxes import check_size
 from fastssd.ops.coding import check_codable
 from fastssd.ops.multibox import gradient
 
@@ -102,7 +103,7 @@ def grid_anchors(
         list(zip(grid_sizes[::2], grid_sizes[1::2], strict=True)),
         _levels(scales, scales_per_level),
         _levels(aspect_ratios, ratios_per_level),
-        image_size=(1.0, 1.0) if image_size is None else (image_size[0], image_size[1]),
+        image_size=(1.0, 1.0) if image_size is None else check_size("image_size", image_size),
         clip=clip,
         dtype=np.float64 if dtype is torch.float64 else np.float32,
     )
