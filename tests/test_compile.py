@@ -137,7 +137,7 @@ class _Module(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def detector_and_images():
-    """A detector that finds many boxes in the last of six pictures, one in the last but one, and none in the others."""
+    """A detector that finds many boxes in the last of six images, one in the last but one, and none in the others."""
     torch.manual_seed(0)
     model = TinySSD(num_classes=3).eval()
     for parameter in model.head.parameters():  # wide apart, so that a threshold chooses
