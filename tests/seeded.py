@@ -1,4 +1,4 @@
-"""Weights and pictures out of a rule, so that files of golden values need to carry neither."""
+"""Weights and images made by a rule, so that files of golden values need to hold neither."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEADS = ("head.", "loc.", "conf.", "box_head.")
 
 
 def seeded_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """A weight that keeps signals at their size; other for each name, the same everywhere."""
+    """A weight that keeps signals at their size; different for each name, the same on every machine."""
     draw = np.random.default_rng(zlib.crc32(name.encode()))
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastssd import ops
+from tests.operators import EXAMPLES, PUBLIC, as_tensor, convert, outcome
 
 torch = pytest.importorskip("torch")
 
@@ -77,15 +78,31 @@ def detection_operators(b, scores, logits, deltas, anchors):
         ),
     ],
 )
-def test_operators_are_traced_whole(function, calls):
+def test_one_graph_of_many_operators_for_several_sizes(function, calls):
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
     for arguments in calls:
         assert_same(function(*arguments), compiled(*arguments))
 
 
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_operator_is_traced_whole(name):
+    """The first sample, with every option: as constants of the graph, as the compiler sees them."""
+    sample = convert(name, EXAMPLES[name].samples[0], lambda _, array: as_tensor(array))
+    tensors = {key: value for key, value in sample.items() if torch.is_tensor(value)}
+    options = {key: value for key, value in sample.items() if key not in tensors}
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda given: getattr(ops, name)(**given, **options), fullgraph=True, dynamic=True, backend="eager"
+    )
+    ref, comp = (function(tensors) for function in (lambda given: getattr(ops, name)(**given, **options), compiled))
+    assert type(ref) is type(comp)
+    for r, c in zip(outcome(lambda: ref), outcome(lambda: comp), strict=True):
+        np.testing.assert_array_equal(c, r)
+
+
 def survivors(b, scores):
-    """A whole detector's end in one graph: what is left goes on, be it many, one or none."""
+    """A whole detector's end in one graph: what is left goes on, whether many, one or none."""
     b, scores = b[scores > 0.5], scores[scores > 0.5]
     keep = ops.nms(b, scores, 0.4)
     return b[keep] * 2, ops.box_iou(b[keep], b), scores[keep].sum()
@@ -120,7 +137,7 @@ class _Module(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def detector_and_images():
-    """A detector that finds many boxes in the last of six pictures, one in the last but one, and none in the others."""
+    """A detector that finds many boxes in the last of six images, one in the last but one, and none in the others."""
     torch.manual_seed(0)
     model = TinySSD(num_classes=3).eval()
     for parameter in model.head.parameters():  # wide apart, so that a threshold chooses
@@ -154,7 +171,7 @@ def test_exported_detector_is_saved_and_loaded(detector_and_images):
 
 
 @pytest.mark.parametrize("first", ["torch", "fastssd"])
-def test_whichever_is_imported_first(first):
+def test_either_may_be_imported_first(first):
     code = f"""
 import {first}, fastssd, numpy, sys
 assert ("torch" in sys.modules) == ({first!r} == "torch")
@@ -185,7 +202,7 @@ OF_ANY_SIZE = {
 
 
 @pytest.mark.parametrize("name", OF_ANY_SIZE)
-def test_one_graph_for_pictures_of_all_sizes(name):
+def test_one_graph_for_images_of_all_sizes(name):
     function, graphs = OF_ANY_SIZE[name], []
 
     def backend(graph, inputs):

@@ -1,4 +1,4 @@
-"""NMS in every backend on what comes once among many: NaN scores, a box that dwarfs the rest, arrays that change."""
+"""NMS in every backend on input that is rare: NaN scores, one box far larger than all others, arrays that change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastssd.backends import available_backends
 
 FAST = [name for name in available_backends() if name != "reference"]
 SIZES = [32, 33, 255, 256, 600, 4097]  # around every branch
-ODD = {
+UNUSUAL = {
     "huge": [-1e9, -1e9, 1e9, 1e9],
     "huge on one axis": [-1e9, 3, 1e9, 4],
     "far": [1e9, 1e9, 1e9 + 1000, 1e9 + 1000],
@@ -60,14 +60,14 @@ def test_scores_of_both_signs_with_nan_zeros_and_infinities(backend, kind, dtype
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("unusual", UNUSUAL)
 @pytest.mark.parametrize("backend", FAST)
-def test_odd_boxes_among_many(backend, odd, dtype):
+def test_unusual_boxes_among_many(backend, unusual, dtype):
     n, rng = 2000, np.random.default_rng(0)
     for kind in ("crowded", "sparse"):
         for count in (1, 20):
             boxes, scores = boxes_of(kind, rng, n), rng.random(n).astype(dtype)
-            boxes[rng.choice(n, count, replace=False)] = np.array(ODD[odd]) * rng.uniform(0.9, 1, (count, 1))
+            boxes[rng.choice(n, count, replace=False)] = np.array(UNUSUAL[unusual]) * rng.uniform(0.9, 1, (count, 1))
             for threshold in (0.0, 0.05, 0.5):
                 assert_as_reference(backend, boxes.astype(dtype), scores, threshold)
                 assert_as_reference(backend, boxes.astype(dtype), scores, threshold, rng.integers(0, 2, n))

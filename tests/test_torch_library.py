@@ -7,7 +7,6 @@ import pytest
 from fastssd import ops
 from tests.operators import (
     EXAMPLES,
-    OPERATORS,
     PUBLIC,
     arrays_of,
     as_tensor,
@@ -19,7 +18,7 @@ from tests.operators._inputs import BOXES, SCORES
 
 torch = pytest.importorskip("torch")
 
-SAMPLES = [(name, place) for name in OPERATORS for place in range(len(torch_samples(name)))]
+SAMPLES = [(name, place) for name in EXAMPLES for place in range(len(torch_samples(name)))]
 
 
 @pytest.mark.parametrize(("name", "place"), SAMPLES)
@@ -36,7 +35,7 @@ def test_opcheck(name, place):
 
 def mapped_cases():
     """Each argument that may be mapped alone, and all of them at once, for each sample."""
-    for name in OPERATORS:
+    for name in EXAMPLES:
         arguments = EXAMPLES[name].mapped
         for place, sample in enumerate(torch_samples(name) if arguments else ()):
             together = tuple(argument for argument in arguments if argument in sample)

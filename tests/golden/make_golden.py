@@ -1,10 +1,8 @@
 """Make ``golden.npz``: what others answer, for the tests to compare with.
 
-Run once where torchvision imports: ``python tests/golden/make_golden.py``. From torchvision come IoU and its
-    relatives, NMS, SSD's
-matcher, coder and postprocessing. From Dive into Deep Learning, section 14.4, come the rules of its anchors and its
-matching,
-written out here after the text.
+Run once where torchvision imports: ``python tests/golden/make_golden.py``. From torchvision come IoU and its relatives,
+NMS, SSD's matcher, coder and postprocessing. From Dive into Deep Learning, section 14.4, come the rules of its anchors
+and its matching, written here after the text.
 """
 
 from __future__ import annotations
@@ -115,7 +113,7 @@ def main() -> None:
     image = ImageList(torch.zeros(1, 3, 300, 300), [(300, 300)])
     out["anchors.torchvision"] = generator(image, [torch.zeros(1, 1, 10, 10)])[0].numpy()
 
-    # SSD's postprocessing, 300 anchors that are already boxes in a picture of 100 x 100.
+    # SSD's postprocessing, 300 anchors that are already boxes in a image of 100 x 100.
     priors = boxes_of(g, 300, 70, 30)
     logits, deltas = torch.randn(2, 300, 5, generator=g) * 2, torch.randn(2, 300, 4, generator=g)
 

@@ -1,8 +1,8 @@
 """What ``make sanitize`` runs: checks that look for crashes, races and wrong bits instead of promised values.
 
-``hostile``        hundreds of odd calls, each in a forked child: a right result or a proper error, never a signal
-``differential``   every instruction set and several numbers of threads against the reference, on odd numbers
-``operators``      the cases of tests/cases.py, for a build with sanitizers
+``hostile``        thousands of hostile calls, each in a forked child: a right result or a proper error, never a signal
+``differential``   every instruction set and several numbers of threads against the reference, on hard numbers
+``operators``      the cases of tests/operators, for a build with sanitizers
 ``threads.cpp``    the thread pool, the plan cache and the kernels from several C++ threads, for ThreadSanitizer
 
 Where ``FASTSSD_LIBRARY`` names a file, that build of ``fastssd._C`` is loaded instead of the package's own: this is how

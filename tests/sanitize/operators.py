@@ -13,7 +13,7 @@ import numpy as np
 import fastssd
 from fastssd import _C
 from tests.operators import all_cases
-from tests.sanitize.differential import all_odd
+from tests.sanitize.differential import all_hard_cases
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
     started = time.monotonic()
     calls = 0
     with fastssd.use_backend("cpp"):
-        for threads, cases in ((1, all_cases(0)), (3, all_odd(0))):
+        for threads, cases in ((1, all_cases(0)), (3, all_hard_cases(0))):
             fastssd.set_num_threads(threads)
             for case in cases:
                 case.call()
