@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 from fastssd.backends.reference import *
 
+shared_constants: dict[str, list[str] | int]
+"""Codes and limits that Python has too."""
+
 def isa() -> str:
     """The instruction set in use: "baseline", "avx2" or "avx512"; ``FASTSSD_ISA`` forces one."""
 

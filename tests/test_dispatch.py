@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 from fastssd import backends
 from fastssd.backends import reference, threads
 from fastssd.ops import matching
+from fastssd.ops._operator import REGISTRY
 
 _C = pytest.importorskip("fastssd._C", reason="this build has no compiled kernels")
 
@@ -151,6 +153,15 @@ def parameters(function: Any) -> list[str]:
 @pytest.mark.parametrize("name", backends.OPERATORS)
 def test_a_binding_has_the_arguments_of_the_reference_in_its_order(name: str) -> None:
     assert parameters(getattr(_C, name)) == list(inspect.signature(getattr(reference, name)).parameters)
+
+
+def test_the_module_has_the_functions_of_the_stub_of_the_reference_and_the_short_ways() -> None:
+    stub = {
+        node.name for node in ast.parse((ROOT / "fastssd/_C.pyi").read_text()).body if isinstance(node, ast.FunctionDef)
+    }
+    short_ways = {f"direct_{name}" for name, operator in REGISTRY.items() if operator.shortcut}
+    functions = {name for name, entry in vars(_C).items() if callable(entry) and not name.startswith("__")}
+    assert functions == stub | set(backends.OPERATORS) | short_ways
 
 
 def test_codes_and_limits_are_the_same_in_python_and_in_cpp() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastssd.detection.models.preset import RATIOS_4, Preset
 from fastssd.detection.models.ssd import SSD
@@ -15,6 +15,13 @@ TINYSSD = Preset(
     scales=((0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961)),
     aspect_ratios=(RATIOS_4,) * 5,
 )
+
+
+class GlobalMaxPool(nn.Module):
+    """``AdaptiveMaxPool2d(1)``, as an operation that every ONNX exporter since torch 2.9 has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.max_pool2d(x, x.shape[-2:])
 
 
 class TinySSD(SSD):
@@ -33,7 +40,7 @@ class TinySSD(SSD):
                 down_sample_block(64, 128),  # [B, 128, 16, 16]
                 down_sample_block(128, 128),  # [B, 128, 8, 8]
                 down_sample_block(128, 128),  # [B, 128, 4, 4]
-                nn.AdaptiveMaxPool2d(1),  # [B, 128, 1, 1]
+                GlobalMaxPool(),  # [B, 128, 1, 1]
             ]
         )
         super().__init__(backbone, num_classes=num_classes, preset=preset, channels=(64, 128, 128, 128, 128))
