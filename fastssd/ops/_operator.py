@@ -25,7 +25,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import linecache
-import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import update_wrapper
@@ -36,114 +35,12 @@ from numpy import ndarray
 from numpy.typing import NDArray
 
 from fastssd import _checks as checks
-from fastssd._checks import Array
 from fastssd.backends import shortcuts
+from fastssd.ops._dispatched import dispatched, wants_gradient
+from fastssd.ops._out import mark_written, memory_of
+from fastssd.ops._shapes import Sizes, Spec, specs
 
 F = TypeVar("F", bound=Callable[..., Any])
-Sizes = dict[str, Any]  # the lengths that the letters of a declaration stand for; None for a missing ``B?``
-
-
-class Spec:
-    """An array of a declaration: ``name: kind[dims]``."""
-
-    def __init__(self, name: str, kind: str, dims: Sequence[str]) -> None:
-        self.name = name
-        self.kind = kind
-        self.dims = tuple(int(dim) if dim.isdecimal() else dim for dim in dims)
-        first = dims[0] if dims else ""
-        self._lead = first if first in ("...", "*") else None
-        self._optional = first if first.endswith("?") else None
-        self._fixed = self.dims[1:] if self._lead else self.dims
-
-    def bind(self, array: Any, sizes: Sizes) -> None:
-        """Raise unless `array` has this shape and kind; remember the lengths in `sizes`."""
-        shape, dims = array.shape, self._fixed
-        if self._optional is not None:
-            if self._optional not in sizes:
-                missing = len(shape) == len(dims) - 1
-                sizes[self._optional] = None if missing else shape[0] if shape else 0
-            dims = dims[1:] if sizes[self._optional] is None else dims
-        start = len(shape) - len(dims)
-        fits = start == 0 or (start > 0 and self._lead is not None)
-        if fits:
-            for length, dim in zip(shape[start:] if start else shape, dims, strict=True):
-                if type(dim) is int:
-                    fits = length == dim and fits
-                else:
-                    fits = self._bind_letter(str(dim), length, sizes) and fits
-        if not fits:
-            raise self._misfit(shape, dims, sizes)
-        if self._lead is not None:
-            self._bind_lead(self._lead, shape, start, sizes)
-        if self.kind in ("int", "bool"):
-            self._check_kind(array, shape)
-
-    def _bind_letter(self, dim: str, length: Any, sizes: Sizes) -> bool:
-        if dim.endswith("+"):
-            dim = dim[:-1]
-            if dim not in sizes and not length >= 1:
-                return False
-        if dim in sizes:
-            return _same(length, sizes[dim])
-        if dim + "?" in sizes:
-            known = sizes[dim + "?"]
-            if known is None:
-                raise ValueError(f"{self.name}: expected only where the other arguments have a dimension {dim}")
-            return _same(length, known)
-        sizes[dim] = length
-        return True
-
-    def _bind_lead(self, lead: str, shape: Any, start: int, sizes: Sizes) -> None:
-        given, known = tuple(shape[:start]), sizes.get(lead)
-        if known is None or given == known:
-            sizes[lead] = given
-        elif lead == "*":
-            sizes[lead] = self._broadcast(given, known)
-        elif len(given) != len(known) or not all(map(_same, given, known)):
-            raise ValueError(f"{self.name}: expected leading dimensions {list(known)}, got shape {list(shape)}")
-
-    def _broadcast(self, given: tuple[Any, ...], known: tuple[Any, ...]) -> tuple[Any, ...]:
-        if all(isinstance(length, int) for length in (*given, *known)):
-            try:
-                return np.broadcast_shapes(given, known)
-            except ValueError:
-                raise ValueError(
-                    f"{self.name}: leading dimensions {list(given)} do not broadcast with {list(known)}"
-                ) from None
-        return tuple(sys.modules["torch"].broadcast_shapes(given, known))  # of symbolic lengths
-
-    def _misfit(self, shape: Any, dims: Sequence[Any], sizes: Sizes) -> ValueError:
-        lead = [] if self._lead is None else [self._lead]
-        expected = ", ".join(str(dim).replace("+", " >= 1") for dim in (*lead, *dims))
-        known = ", ".join(f"{dim} = {sizes[dim]}" for dim in dims if sizes.get(dim) is not None)
-        return ValueError(
-            f"{self.name}: expected shape [{expected}]{f' with {known}' if known else ''}, got {list(shape)}"
-        )
-
-    def _check_kind(self, array: Any, shape: Any) -> None:
-        kind = array.dtype.kind if isinstance(array, ndarray) else _torch_kind(array)
-        if self.kind == "bool" and kind != "b":
-            raise TypeError(f"{self.name}: expected bool, got dtype {array.dtype}")
-        if self.kind == "int" and kind not in "iu" and not any(_is_zero(length) for length in shape):
-            raise TypeError(f"{self.name}: expected integers, got dtype {array.dtype}")
-
-
-def _is_zero(length: Any) -> bool:
-    return isinstance(length, int) and length == 0
-
-
-def _torch_kind(tensor: Any) -> str:
-    if tensor.is_floating_point() or tensor.is_complex():
-        return "f"
-    return "b" if tensor.dtype is sys.modules["torch"].bool else "i"
-
-
-def _same(length: Any, other: Any) -> bool:
-    same = length == other
-    if isinstance(same, bool):
-        return same
-    sys.modules["torch"]._check(same)  # a length that is known when the graph runs: it is compared then
-    return True
 
 
 class Operator:
@@ -283,7 +180,7 @@ class Operator:
             raise ValueError("out: cannot be given where a gradient is wanted")
         given = self.to_numpy(arrays)
         shape = self.output_shape(self.outputs[0], self.bind(given))
-        memory = _memory(out, shape, checks.float_dtype(*given), any(map(checks.is_tensor, arrays)))
+        memory = memory_of(out, shape, checks.float_dtype(*given), any(map(checks.is_tensor, arrays)))
         apart = not any(np.may_share_memory(memory, array) for array in given)
         written = memory if apart else np.empty_like(memory)
         mark_written(out)
@@ -325,7 +222,7 @@ def operator(
     """
 
     def declare(core: F) -> F:
-        inputs, outputs = ([*_specs(part)] for part in shapes.split("->"))
+        inputs, outputs = ([*specs(part)] for part in shapes.split("->"))
         names = result._fields if result is not None else ("",)
         if tuple(spec.name for spec in outputs) != names:
             raise TypeError(f"{core.__name__}: the outputs of {shapes!r} are not the fields {names}")
@@ -336,11 +233,6 @@ def operator(
         return REGISTRY[own].function  # type: ignore[return-value]  # it has the core's signature
 
     return declare
-
-
-def _specs(text: str) -> Iterable[Spec]:
-    for name, kind, dims in re.findall(r"(?:(\w+): )?(\w+)\[(.*?)\]", text):
-        yield Spec(name, kind, [dim.strip() for dim in dims.split(",") if dim])
 
 
 def _functions(declared: Operator, core: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -398,91 +290,3 @@ def _tuple(names: Sequence[str]) -> str:
 
 def _flat(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(itertools.chain.from_iterable(each if isinstance(each, list | tuple) else (each,) for each in values))
-
-
-# --- what torch does with a call ------------------------------------------------------------------------------------
-
-_TRACED = ("_len_torch_dispatch_stack", "_are_functorch_transforms_active", "_get_tracing_state")  # of torch._C
-
-
-def compiling(torch: Any) -> bool:
-    """Whether torch.compile traces this call. A torch that cannot say so cannot trace the operators either."""
-    compiler: Any = getattr(torch, "compiler", None)
-    return hasattr(compiler, "is_dynamo_compiling") and bool(compiler.is_dynamo_compiling())
-
-
-def dispatched(*arrays: Array) -> bool:
-    """Whether torch has to dispatch this call: it is traced, mapped or differentiated as a function, or a tensor among
-    `arrays` is on another device or no plain tensor. Without arrays, whether torch.compile traces it.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return False
-    try:
-        if torch.compiler.is_dynamo_compiling():  # what torch.compile sees as True
-            return True
-        core = torch._C
-        traced = (
-            core._len_torch_dispatch_stack() or core._are_functorch_transforms_active() or core._get_tracing_state()
-        )
-        tensor = torch.Tensor
-    except AttributeError:  # an older torch, or something else of that name
-        if compiling(torch):
-            return True
-        core, tensor = getattr(torch, "_C", None), getattr(torch, "Tensor", ())
-        traced = any(getattr(core, asks)() for asks in _TRACED if hasattr(core, asks))
-    for array in arrays:
-        kind = type(array)
-        if kind is tensor or isinstance(array, tensor):
-            plain = kind is tensor or kind.__torch_dispatch__ is tensor.__torch_dispatch__
-            if traced or not plain or not array.is_cpu:
-                return True
-    return False
-
-
-def wants_gradient(*arrays: Array) -> bool:
-    """Whether autograd is recording and a torch tensor among `arrays` asks for a gradient."""
-    for array in arrays:
-        if type(array) is not ndarray and checks.is_tensor(array) and array.requires_grad:
-            return bool(sys.modules["torch"].is_grad_enabled())
-    return False
-
-
-# --- out= ------------------------------------------------------------------------------------------------------------
-
-
-def _memory(out: Array, shape: tuple[int, ...], dtype: np.dtype[Any], tensor: bool) -> NDArray[Any]:
-    """The memory of `out`, checked."""
-    check_out(out, shape, dtype.name, tensor)
-    if tensor and (not out.is_cpu or out.is_neg()):
-        raise ValueError(f"out: expected a tensor with memory on the CPU, as the boxes are, got one on {out.device}")
-    array: NDArray[Any] = out.detach().numpy() if tensor else np.asarray(out)
-    if not (array.flags.carray and array.dtype.isnative):
-        raise ValueError(f"out: expected writeable, C-contiguous and aligned memory, got strides {array.strides}")
-    return array
-
-
-def check_out(out: Array, shape: Sequence[Any], dtype: str, tensor: bool) -> None:
-    """Raise unless a result of this shape and dtype, a tensor or not, can be written to `out`."""
-    if checks.is_tensor(out) != tensor or not (tensor or isinstance(out, ndarray)):
-        raise TypeError(f"out: expected a {'tensor' if tensor else 'NumPy array'} like the result, got {type(out)}")
-    if tuple(out.shape) != tuple(shape) or str(out.dtype).removeprefix("torch.") != dtype:
-        raise ValueError(f"out: expected {dtype} {list(shape)}, got {out.dtype} {list(out.shape)}")
-    if not tensor:
-        return
-    if out.requires_grad:
-        raise ValueError("out: expected a tensor that requires no gradient")
-    strided = out.layout is sys.modules["torch"].strided
-    if not strided or not out.is_contiguous():
-        raise ValueError("out: expected a C-contiguous tensor with memory of its own")
-
-
-def mark_written(out: Array) -> None:
-    """Tell autograd, which may have saved `out` and does not see what kernels write."""
-    if type(out) is ndarray or not checks.is_tensor(out):
-        return
-    graph = sys.modules["torch"].autograd.graph
-    if hasattr(graph, "increment_version"):
-        graph.increment_version(out)
-    else:  # an older torch
-        out.detach().view(-1)[:0].zero_()  # views share the version; nothing is written

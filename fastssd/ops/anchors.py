@@ -11,7 +11,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from fastssd import _checks as checks
 from fastssd.backends import active_backend
-from fastssd.ops._operator import dispatched, operator
+from fastssd.ops._dispatched import dispatched
+from fastssd.ops._operator import operator
 
 if TYPE_CHECKING:
     import torch

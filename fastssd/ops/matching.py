@@ -55,7 +55,7 @@ def match_anchors(
     Source:
         SSD, arXiv:1512.02325, section 2.2, "Matching strategy".
     """
-    check_form(gt_boxes, None, gt_counts)
+    checks.check_form(gt_boxes, None, gt_counts)
     truth = _GroundTruth(anchors, gt_boxes, gt_counts)
     gt_idx, iou = _empty((truth.batch, len(truth.anchors)), (np.int64, 1), (truth.anchors.dtype, 1))
     limits = iou_threshold, iou_threshold if background_threshold is None else background_threshold
@@ -102,7 +102,7 @@ def assign_targets(
     Source:
         SSD, arXiv:1512.02325, section 2.2.
     """
-    check_form(gt_boxes, gt_labels, gt_counts)
+    checks.check_form(gt_boxes, gt_labels, gt_counts)
     truth = _GroundTruth(anchors, gt_boxes, gt_counts)
     flat_labels = truth.labels(gt_labels)
     checks.check_codable("anchors", truth.anchors)
@@ -124,22 +124,6 @@ def assign_targets(
         gt_idx,
     )
     return Targets(truth.result(labels), truth.result(deltas), truth.result(gt_idx))
-
-
-def check_form(gt_boxes: Array, gt_labels: Array | None, gt_counts: Array | None) -> bool:
-    """Whether ground truth comes in lists.
-
-    Raises:
-        ValueError: labels in another form than the boxes, or counts of what has its own lengths.
-    """
-    listed = isinstance(gt_boxes, list | tuple)
-    if listed and gt_counts is not None:
-        raise ValueError("gt_counts: only for padded gt_boxes; a list of arrays has its lengths already")
-    if gt_labels is not None and (
-        listed != isinstance(gt_labels, list | tuple) or (listed and len(gt_labels) != len(gt_boxes))
-    ):
-        raise ValueError("gt_labels: expected the same form and length as gt_boxes")
-    return listed
 
 
 _MOST_SHARED_BYTES = 1 << 24  # as in csrc/bindings/operand.h

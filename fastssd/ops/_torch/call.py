@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from fastssd import _checks as checks
-from fastssd.ops._operator import Operator, Spec, check_out, compiling, wants_gradient
+from fastssd.ops._dispatched import compiling, wants_gradient
+from fastssd.ops._operator import Operator
+from fastssd.ops._out import check_out
+from fastssd.ops._shapes import Spec
 from fastssd.ops._torch.device import float_dtype
 from fastssd.ops._torch.run import run
-from fastssd.ops.matching import check_form
 
 
 def _tensor(name: str, value: Any) -> Tensor:
@@ -37,7 +39,7 @@ def call(operator: Operator, arrays: Sequence[Any], options: Sequence[Any], out:
         options = [[*each] if isinstance(each, tuple) else each for each in options]
     device = next((each.device for each in given if isinstance(each, Tensor)), None)
     named = dict(zip(operator.arrays, arrays, strict=True))
-    if operator.lists and check_form(named["gt_boxes"], named.get("gt_labels"), named["gt_counts"]):
+    if operator.lists and checks.check_form(named["gt_boxes"], named.get("gt_labels"), named["gt_counts"]):
         named = _padded_truth(named, device)
     tensors = []
     for name, array in named.items():

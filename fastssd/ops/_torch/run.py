@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastssd.ops._operator import REGISTRY, compiling
+from fastssd.ops._dispatched import compiling
+from fastssd.ops._operator import REGISTRY
 from fastssd.ops._torch import gradients
 from fastssd.ops._torch.device import float_dtype
 
