@@ -194,11 +194,11 @@ def check_form(gt_boxes: Array, gt_labels: Array | None, gt_counts: Array | None
     Raises:
         ValueError: labels in another form than the boxes, or counts of what has its own lengths.
     """
-    listed = isinstance(gt_boxes, list | tuple)
+    listed = isinstance(gt_boxes, (list, tuple))
     if listed and gt_counts is not None:
         raise ValueError("gt_counts: only for padded gt_boxes; a list of arrays has its lengths already")
     if gt_labels is not None and (
-        listed != isinstance(gt_labels, list | tuple) or (listed and len(gt_labels) != len(gt_boxes))
+        listed != isinstance(gt_labels, (list, tuple)) or (listed and len(gt_labels) != len(gt_boxes))
     ):
         raise ValueError("gt_labels: expected the same form and length as gt_boxes")
     return listed

@@ -289,4 +289,4 @@ def _tuple(names: Sequence[str]) -> str:
 
 
 def _flat(values: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(itertools.chain.from_iterable(each if isinstance(each, list | tuple) else (each,) for each in values))
+    return tuple(itertools.chain.from_iterable(each if isinstance(each, (list, tuple)) else (each,) for each in values))

@@ -170,7 +170,7 @@ class _GroundTruth:
         priors = checks.to_boxes("anchors", anchors)
         checks.check_shape("anchors", priors, ("A", 4))
         self.single = False
-        self.listed = isinstance(gt_boxes, list | tuple)
+        self.listed = isinstance(gt_boxes, (list, tuple))
         if self.listed:
             joined = _join(gt_boxes, (4,))
             if joined is not None:

@@ -30,7 +30,7 @@ def call(operator: Operator, arrays: Sequence[Any], options: Sequence[Any], out:
 
     Where nothing is a tensor, which only torch.compile sends here, NumPy arrays come back.
     """
-    given = [each for array in arrays for each in (array if isinstance(array, list | tuple) else (array,))]
+    given = [each for array in arrays for each in (array if isinstance(array, (list, tuple)) else (array,))]
     if out is not None and wants_gradient(*given):
         raise ValueError("out: cannot be given where a gradient is wanted")
     if not compiling(torch):
