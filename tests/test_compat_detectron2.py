@@ -70,7 +70,9 @@ def test_many_ground_truths_and_other_dtypes_match_alike():
 
 def test_a_quality_at_a_threshold_belongs_above_it_in_the_matrix_dtype():
     matcher = comp.Matcher([0.3, 0.7], [0, -1, 1])
-    at = torch.tensor([[0.3, 0.7, np.nextafter(np.float32(0.3), 0), np.nextafter(np.float32(0.7), 0)]])
+    at = torch.tensor(
+        [[0.3, 0.7, np.nextafter(np.float32(0.3), np.float32(0)), np.nextafter(np.float32(0.7), np.float32(0))]]
+    )
     assert matcher(at)[1].tolist() == [-1, 1, 0, -1]
     gt, box = torch.tensor([[0.0, 0.0, 10.0, 1.0]]), torch.tensor([[0.0, 0.0, 7.0, 1.0]])  # 0.7 in float32 is under 0.7
     assert matcher.match(gt, box)[1].tolist() == [1]

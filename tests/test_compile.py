@@ -18,6 +18,10 @@ from torch.utils import _pytree as pytree  # noqa: E402
 
 from fastssd.detection import EndToEndSSD, TinySSD  # noqa: E402
 
+# Later releases capture an operator whose number of rows depends on values without being asked (docs/torch.md).
+torch._dynamo.config.capture_dynamic_output_shape_ops = True
+EXPORT_FAILS = torch.__version__.startswith("2.9.")  # inside torch: a graph that refers to names or tensors it lacks
+
 GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -113,6 +117,8 @@ def test_any_number_of_survivors(how):
     torch._dynamo.reset()
     many = boxes(6), torch.tensor([0.9, 0.8, 0.7, 0.6, 0.95, 0.55])
     if how == "export":
+        if EXPORT_FAILS:
+            pytest.skip("this torch exports no graph whose sizes depend on values")
         count = torch.export.Dim("count", min=0)
         shapes = ({0: count}, {0: count})
         traced = torch.export.export(_Module(survivors), many, dynamic_shapes=(shapes,)).module()
@@ -177,6 +183,7 @@ import {first}, fastssd, numpy, sys
 assert ("torch" in sys.modules) == ({first!r} == "torch")
 fastssd.ops.nms(numpy.zeros((1, 4), "f"), numpy.ones(1, "f"), 0.5)  # chooses a backend
 import torch
+torch._dynamo.config.capture_dynamic_output_shape_ops = True
 boxes, scores = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2.1], [5, 5, 6, 6]]), torch.tensor([0.5, 0.9, 0.7])
 compiled = torch.compile(lambda b, s: b[fastssd.ops.nms(b, s, 0.5)], fullgraph=True, backend="eager")
 print(compiled(boxes, scores).tolist() == boxes[[1, 2]].tolist())
@@ -217,6 +224,8 @@ def test_one_graph_for_images_of_all_sizes(name):
         assert_same(ref, compiled(torch.empty(3, *size), b))
     assert len(graphs) == 1
     assert not all(torch.equal(pytree.tree_leaves(ref)[0], pytree.tree_leaves(results[0])[0]) for ref in results)
+    if EXPORT_FAILS and name == "postprocess_detections":
+        pytest.skip("this torch exports no function with tensors of its own")
     dynamic = ({1: torch.export.Dim("height"), 2: torch.export.Dim("width")}, None)
     program = torch.export.export(
         _Module(function), (torch.empty(3, 20, 30), b), dynamic_shapes=(dynamic,), strict=True

@@ -96,7 +96,7 @@ def _grid_anchors(
 
 
 def _is_row(value: Any) -> bool:
-    return not isinstance(value, int | float) and (isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1)
+    return not isinstance(value, (int, float)) and (isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1)
 
 
 def _rows(name: str, values: Any) -> list[Any]:

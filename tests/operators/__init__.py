@@ -118,7 +118,7 @@ def kernel_arguments(name: str, sample: Arguments, backend: str = "reference") -
 
 
 def outputs(result: Any) -> tuple[Any, ...]:
-    return tuple(result) if isinstance(result, tuple | list) else (result,)
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
 
 def outcome(call: Callable[[], Any]) -> Any:
