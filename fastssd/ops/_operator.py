@@ -82,6 +82,8 @@ class Operator:
         }
         self._to_numpy = tuple(checks.to_boxes if each in checks.BOXES else checks.to_numpy for each in self.arrays)
         self._checks = tuple(checks.option_check(name, each) for each in self.options)
+        self._defaults = tuple(self.defaults.get(each, inspect.Parameter.empty) for each in self.options)
+        self._fit: set[Any] = set()  # shapes and dtypes of arrays that fitted: checking them again takes microseconds
         self.core, self.function = _functions(self, core)
 
     def bind(self, arrays: Sequence[Any]) -> Sizes:
@@ -111,7 +113,10 @@ class Operator:
     def checked(self, options: Sequence[Any]) -> list[Any]:
         """The options, checked, each as a plain number, string or tuple. Trailing ones may be left out."""
         names = self.options[: len(options)]
-        found = [check(name, value) for name, check, value in zip(names, self._checks, options, strict=False)]
+        found = [
+            value if value is default else check(name, value)
+            for name, check, default, value in zip(names, self._checks, self._defaults, options, strict=False)
+        ]
         if "background_threshold" in names:
             checks.check_order(found[names.index("background_threshold")], found[names.index("iou_threshold")])
         return found
@@ -155,13 +160,24 @@ class Operator:
     def run(self, arrays: Sequence[Any], options: Sequence[Any], given: Sequence[Any]) -> Any:
         """The core on `arrays`; tensors where one of `given` is one."""
         if not self.lists:
-            arrays = self.to_numpy(arrays)
-            self.bind(arrays)
+            if _kinds(arrays) not in self._fit:
+                arrays = self._fitting(arrays)
         found = self.core(*arrays, *options)
         if not any(map(checks.is_tensor, given)):
             return found
         to_tensor = sys.modules["torch"].from_numpy
         return to_tensor(found) if self.result is None else self.result(*map(to_tensor, found))
+
+    def _fitting(self, arrays: Sequence[Any]) -> Sequence[NDArray[Any]]:
+        """The arrays for NumPy, checked."""
+        found = self.to_numpy(arrays)
+        kinds = _kinds(found)
+        if kinds not in self._fit:
+            self.bind(found)
+            if len(self._fit) >= _MOST_KEPT:
+                self._fit.clear()
+            self._fit.add(kinds)
+        return found
 
     def to_numpy(self, arrays: Sequence[Any]) -> list[NDArray[Any]]:
         return [convert(name, array) for convert, name, array in zip(self._to_numpy, self.arrays, arrays, strict=True)]
@@ -189,6 +205,8 @@ class Operator:
             memory[...] = written
         return out
 
+
+_MOST_KEPT = 64
 
 REGISTRY: dict[str, Operator] = {}
 """Every operator by its name."""
@@ -282,6 +300,11 @@ def _functions(declared: Operator, core: Callable[..., Any]) -> tuple[Callable[.
 
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+def _kinds(arrays: Sequence[Any]) -> tuple[Any, ...]:
+    """The shapes and dtypes of NumPy arrays, and None for everything else."""
+    return tuple([(each.shape, each.dtype.char) if type(each) is ndarray else None for each in arrays])
 
 
 def _tuple(names: Sequence[str]) -> str:
