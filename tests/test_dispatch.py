@@ -58,6 +58,7 @@ for dtype in (np.float32, np.float64):
     call("batched_nms", flat, scores, groups, 0.3, out=[keep])
     for method in (0, 1):
         call("soft_nms", flat, scores, method, 0.3, 0.5, 0.01, out=[keep, new(777)])
+        call("matrix_nms", flat, scores, groups, method, 0.5, 0.05, out=[keep, new(777)])
     offsets = np.array([0, 21, 21, 50])
     gt, labels = boxes(50), rng.integers(1, 9, 50)
     long = [new(3, 777, dtype=np.int64) for _ in range(2)]
