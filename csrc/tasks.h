@@ -205,6 +205,19 @@ struct SoftNmsTask {
     T* kept_scores;  // [N]
 };
 
+template <typename T>
+struct MatrixNmsTask {
+    const T* boxes;       // [N, 4]
+    const T* scores;      // [N]
+    const int64_t* idxs;  // [N]
+    int64_t n;
+    SoftNmsMethod method;
+    double sigma;
+    double score_threshold;
+    int64_t* keep;   // [N]
+    T* kept_scores;  // [N]
+};
+
 // --- postprocess
 
 template <typename T>
@@ -253,6 +266,7 @@ struct PostprocessDetectionsTask {  // rows are images
     WHOLE(nms, NmsTask)                                                     \
     WHOLE(batched_nms, BatchedNmsTask)                                      \
     WHOLE(soft_nms, SoftNmsTask)                                            \
+    WHOLE(matrix_nms, MatrixNmsTask)                                        \
     ROWS(postprocess_detections, PostprocessDetectionsTask)
 
 }  // namespace fastssd

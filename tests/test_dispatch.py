@@ -29,12 +29,14 @@ DIGEST = """
 import hashlib
 import numpy as np
 from fastssd import _C
-from fastssd.backends import cpp
+from fastssd.backends import OPERATORS, cpp
 
+called = set()
 rng = np.random.default_rng(0)
 digest = hashlib.sha256()
 
 def call(name, *arguments, out):
+    called.add(name)
     returned = getattr(cpp, name)(*arguments, *out)
     for array in out:
         digest.update(np.ascontiguousarray(array[:returned]).tobytes())
@@ -66,6 +68,7 @@ for dtype in (np.float32, np.float64):
     call("batched_nms", flat, scores, groups, 0.3, out=[keep])
     for method in (0, 1):
         call("soft_nms", flat, scores, method, 0.3, 0.5, 0.01, out=[keep, new(777)])
+        call("matrix_nms", flat, scores, groups, method, 0.5, 0.05, out=[keep, new(777)])
     offsets = np.array([0, 21, 21, 50])
     gt, labels = boxes(50), rng.integers(1, 9, 50)
     long = [new(3, 777, dtype=np.int64) for _ in range(2)]
@@ -89,6 +92,7 @@ for dtype in (np.float32, np.float64):
         detections.append(new(3, dtype=np.int64))
         call("postprocess_detections", logits, deltas, other, 1e-3, 0.45, 100, np.inf, np.inf, activation, 0.1, 0.2,
              out=detections)
+assert called == set(OPERATORS), set(OPERATORS) - called
 print(_C.isa(), digest.hexdigest())
 """
 

@@ -131,6 +131,7 @@ def test_arrays_that_another_thread_writes_to(backend):
                     ops.nms(boxes, scores, 0.5),
                     ops.batched_nms(boxes, scores, groups, 0.5),
                     ops.soft_nms(boxes[:300], scores[:300])[0],
+                    ops.matrix_nms(boxes, scores, groups)[0],
                 ):
                     assert ((keep >= 0) & (keep < n)).all()
                     assert len(np.unique(keep)) == len(keep)

@@ -95,6 +95,7 @@ def test_python_threads_at_once():
     [
         ("ops.nms(boxes[:n], scores[:n], 0.05)", 300_000),
         ("ops.soft_nms(boxes[:n], scores[:n])", 300_000),
+        ("ops.matrix_nms(boxes[:n], scores[:n], np.zeros(n, int))", 300_000),
         ("ops.match_anchors(boxes[:n], [boxes[:1000]] * (n // 200))", 100_000),
     ],
 )
@@ -142,6 +143,7 @@ calls = [
     lambda: ops.nms(boxes, scores, 0.5),
     lambda: ops.batched_nms(boxes, scores, groups, 0.5),
     lambda: ops.soft_nms(boxes[:2000], scores[:2000]),
+    lambda: ops.matrix_nms(boxes, scores, groups),
     lambda: ops.box_iou(boxes[:2000], boxes[:2000]),
     lambda: ops.match_anchors(boxes, [boxes[:200]]),
     lambda: ops.mine_hard_negatives(scores[None], none, min_negatives=99),

@@ -39,3 +39,9 @@ def test_every_operator_has_samples_and_bad_input(name):
 def test_every_operator_has_cases(family):
     names = {case.operator for case in FAMILIES[family].cases(np.random.default_rng(0))}
     assert names == FAMILIES[family].EXAMPLES.keys()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/torch.md"])
+def test_every_public_operator_is_on_the_page(page):
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+    assert [name for name in PUBLIC if f"`{name}`" not in text] == []

@@ -11,6 +11,7 @@
 #include "geometry/grid.h"
 #include "geometry/kept_boxes.h"
 #include "support/buffer.h"
+#include "support/exp.h"
 #include "support/math.h"
 #include "support/poll.h"
 #include "support/prefetch.h"
@@ -187,6 +188,14 @@ const Entry<KeyOf<T>>* sort_by_score(const T* boxes, const T* scores, int64_t n,
     return sort_entries(entries, scratch, count);
 }
 
+// The places in `order` by group, in each group as in `order`.
+template <typename Key>
+const Entry<uint64_t>* sort_by_group(const int64_t* idxs, const Entry<Key>* order, int64_t count,
+                                     Entry<uint64_t>* entries, Entry<uint64_t>* scratch) {
+    for (int64_t i = 0; i < count; ++i) entries[i] = {ascending_key(idxs[order[i].index]), static_cast<uint32_t>(i)};
+    return sort_entries(entries, scratch, count);
+}
+
 template <typename T>
 int64_t settle_sorted(const T* boxes, const Entry<KeyOf<T>>* order, int64_t count, T limit, int64_t* keep) {
     Suppressor<T> suppressor(count);
@@ -288,10 +297,8 @@ int64_t batched_nms(const BatchedNmsTask<T>& task) {
     const Entry<KeyOf<T>>* const order =
         sort_by_score(boxes, task.scores, task.n, entries.data(), scratch.data(), count);
 
-    SmallBuffer<Entry<uint64_t>, kFew> grouped(count), group_scratch(count);  // index: place in `order`
-    for (int64_t i = 0; i < count; ++i)
-        grouped[i] = {ascending_key(task.idxs[order[i].index]), static_cast<uint32_t>(i)};
-    const Entry<uint64_t>* const groups = sort_entries(grouped.data(), group_scratch.data(), count);
+    SmallBuffer<Entry<uint64_t>, kFew> grouped(count), group_scratch(count);
+    const Entry<uint64_t>* const groups = sort_by_group(task.idxs, order, count, grouped.data(), group_scratch.data());
 
     SmallBuffer<bool, kFew> is_kept(count);
     for (int64_t i = 0; i < count; ++i) is_kept[i] = false;
@@ -358,6 +365,80 @@ int64_t soft_nms(const SoftNmsTask<T>& task) {
         }
         if (pacer.cancelled(4 * num_alive)) return 0;
         num_alive = left;
+    }
+    return kept;
+}
+
+// The factors of Matrix NMS for n boxes in order of descending score: one pass over the pairs, because the highest IoU
+// of a box with those before it is known when its turn comes. `exp` rises, so the least gaussian quotient is `exp` of
+// the least exponent, and one call a box is enough. False where the call was cancelled.
+template <typename T>
+bool matrix_decay(const BoxColumns<T>& boxes, int64_t n, SoftNmsMethod method, T sigma, T* FASTSSD_RESTRICT highest,
+                  T* FASTSSD_RESTRICT decay, Pacer& pacer) {
+    const bool linear = method == SoftNmsMethod::linear;
+    for (int64_t j = 0; j < n; ++j) highest[j] = T(0);
+    for (int64_t j = 0; j < n; ++j) decay[j] = linear ? T(1) : T(0);
+    for (int64_t i = 0; i < n; ++i) {
+        const Box<T> box(boxes, i);
+        const T before = highest[i], rest = T(1) - before, square = before * before;
+        if (linear) {
+            for (int64_t j = i + 1; j < n; ++j) {
+                const T iou = iou_of(box, Box<T>(boxes, j));
+                decay[j] = smaller((T(1) - iou) / rest, decay[j]);  // infinity and NaN, where `rest` is 0, are not
+                highest[j] = larger(iou, highest[j]);
+            }
+        } else {
+            for (int64_t j = i + 1; j < n; ++j) {
+                const T iou = iou_of(box, Box<T>(boxes, j));
+                decay[j] = smaller(square - iou * iou, decay[j]);
+                highest[j] = larger(iou, highest[j]);
+            }
+        }
+        if (pacer.cancelled(2 * (n - i))) return false;
+    }
+    if (!linear) {
+        for (int64_t j = 0; j < n; ++j) decay[j] = exp_of(decay[j] / sigma);
+    }
+    return true;
+}
+
+template <typename T>
+int64_t matrix_nms(const MatrixNmsTask<T>& task) {
+    const int64_t n = task.n;
+    const T lowest = round_down(T(), task.score_threshold), sigma = static_cast<T>(task.sigma);
+    Buffer<Entry<KeyOf<T>>> entries(n), scratch(n);
+    int64_t count = 0;
+    const Entry<KeyOf<T>>* const order =
+        sort_by_score(task.boxes, task.scores, n, entries.data(), scratch.data(), count);
+    const auto score_of = [](const Entry<KeyOf<T>>& entry) { return value_of_descending_key<T>(entry.key); };
+    while (count > 0 && !(score_of(order[count - 1]) > lowest)) --count;
+
+    Buffer<Entry<uint64_t>> grouped(count), group_scratch(count);
+    const Entry<uint64_t>* const groups = sort_by_group(task.idxs, order, count, grouped.data(), group_scratch.data());
+    Buffer<T> block(BoxColumns<T>::kColumns * count), highest(count), decay(count), lowered(n);
+    BoxColumns<T> columns(block.data(), count);
+    for (int64_t i = 0; i < n; ++i) lowered[i] = -kInf<T>;
+    Pacer pacer;
+    for (int64_t begin = 0, end = 0; begin < count; begin = end) {
+        for (; end < count && groups[end].key == groups[begin].key; ++end) {
+            columns.set(end - begin, task.boxes + 4 * int64_t{order[groups[end].index].index});
+        }
+        if (!matrix_decay(columns, end - begin, task.method, sigma, highest.data(), decay.data(), pacer)) return 0;
+        for (int64_t i = begin; i < end; ++i) {
+            const Entry<KeyOf<T>>& entry = order[groups[i].index];
+            lowered[entry.index] = score_of(entry) * decay[i - begin];
+        }
+    }
+
+    int64_t kept = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        entries[kept] = {descending_key(lowered[i]), static_cast<uint32_t>(i)};
+        kept += static_cast<int64_t>(lowered[i] > lowest);
+    }
+    const Entry<KeyOf<T>>* const sorted = sort_entries(entries.data(), scratch.data(), kept);
+    for (int64_t i = 0; i < kept; ++i) {
+        task.keep[i] = sorted[i].index;
+        task.kept_scores[i] = score_of(sorted[i]);
     }
     return kept;
 }

@@ -17,7 +17,7 @@ from fastssd.ops.iou import (
 from fastssd.ops.matching import assign_targets, match_anchors
 from fastssd.ops.mining import mine_hard_negatives
 from fastssd.ops.multibox import multibox_cross_entropy
-from fastssd.ops.nms import batched_nms, nms, soft_nms
+from fastssd.ops.nms import batched_nms, matrix_nms, nms, soft_nms
 from fastssd.ops.postprocess import postprocess_detections
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "generalized_box_iou",
     "grid_anchors",
     "match_anchors",
+    "matrix_nms",
     "mine_hard_negatives",
     "multibox_cross_entropy",
     "nms",

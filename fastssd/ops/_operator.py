@@ -159,9 +159,8 @@ class Operator:
 
     def run(self, arrays: Sequence[Any], options: Sequence[Any], given: Sequence[Any]) -> Any:
         """The core on `arrays`; tensors where one of `given` is one."""
-        if not self.lists:
-            if _kinds(arrays) not in self._fit:
-                arrays = self._fitting(arrays)
+        if not self.lists and _kinds(arrays) not in self._fit:
+            arrays = self._fitting(arrays)
         found = self.core(*arrays, *options)
         if not any(map(checks.is_tensor, given)):
             return found

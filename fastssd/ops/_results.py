@@ -35,10 +35,10 @@ class MultiboxLoss(NamedTuple):
 
 
 class SoftDetections(NamedTuple):
-    """What :func:`~fastssd.ops.soft_nms` returns."""
+    """What :func:`~fastssd.ops.soft_nms` and :func:`~fastssd.ops.matrix_nms` return."""
 
     keep: Any
-    """int64 [K]: indices of the boxes in the order in which they were taken."""
+    """int64 [K]: indices of the boxes, in the order of `scores`."""
     scores: Any
     """float [K]: their lowered scores, descending."""
 

@@ -102,6 +102,47 @@ def soft_nms(
     return SoftDetections(keep[:count].copy(), kept_scores[:count].copy())
 
 
+@operator(
+    "boxes: float[N, 4], scores: float[N], idxs: int[N] -> keep: int64[K], scores: float[K]", result=SoftDetections
+)
+def matrix_nms(
+    boxes: Array,
+    scores: Array,
+    idxs: Array,
+    *,
+    method: str = "gaussian",
+    sigma: float = 0.5,
+    score_threshold: float = 0.05,
+    nonfinite: str = "drop",
+) -> SoftDetections:
+    """NMS that lowers all scores at once: by the IoU with each better box, less where that box is suppressed itself.
+
+    Args:
+        boxes, scores, nonfinite: as in :func:`nms`.
+        idxs: as in :func:`batched_nms`; only boxes of the same group lower each other's scores.
+        method: how a score decays with the IoU: ``"linear"`` as ``1 - iou``, ``"gaussian"`` as
+            ``exp(-iou**2 / sigma)``.
+        sigma: > 0, for ``"gaussian"``; the authors' code and mmdetection call 1 / sigma so, and take 2.
+        score_threshold: in [0, 1]; boxes whose lowered score is not greater than this are left out.
+
+    Returns:
+        :class:`SoftDetections`: (keep, scores), by descending lowered score, equal ones by index.
+
+    Raises:
+        TypeError, ValueError: wrong shapes, lengths, threshold or method.
+
+    Source:
+        SOLOv2, arXiv:2003.10152, "Matrix NMS"; there of masks.
+    """
+    boxes, scores = _promoted(boxes, scores, nonfinite)
+    keep, kept_scores = np.empty(len(boxes), np.int64), np.empty(len(boxes), boxes.dtype)
+    groups = checks.identifiers("idxs", idxs)
+    count = active_backend().matrix_nms(
+        boxes, scores, groups, SOFT_NMS_METHODS[method], sigma, score_threshold, keep, kept_scores
+    )
+    return SoftDetections(keep[:count].copy(), kept_scores[:count].copy())
+
+
 def _promoted(boxes: NDArray[Any], scores: NDArray[Any], nonfinite: str) -> tuple[NDArray[Any], ...]:
     if nonfinite == "raise":
         checks.check_finite("boxes", boxes)

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 
-from fastssd import ops
+from fastssd import ops, use_backend
+from fastssd.backends import available_backends
 from tests.operators._inputs import (
     BOXES,
     DTYPES,
@@ -113,6 +115,42 @@ EXAMPLES = {
         rare=[{"boxes": NO_ROWS, "scores": NO_ROWS}, {"score_threshold": -1}],
         rounded=True,
     ),
+    "matrix_nms": Examples(
+        samples=[
+            {
+                **SAMPLE,
+                "idxs": GROUPS,
+                "method": "gaussian",
+                "sigma": 0.7,
+                "score_threshold": 0.15,
+                "nonfinite": "drop",
+            },
+            {
+                **FINITE,
+                "idxs": GROUPS.astype(np.uint8),
+                "method": "linear",
+                "sigma": 0.2,
+                "score_threshold": 0.1,
+                "nonfinite": "raise",
+            },
+            {**EMPTY, "idxs": GROUPS[:0]},
+            {**FINITE, "idxs": GROUPS * 0},
+        ],
+        bad=[
+            *(each for each in BAD if each.names != "iou_threshold"),
+            bad("idxs", TypeError, idxs=SCORES),
+            bad("method", ValueError, method="hard"),
+            bad("sigma", ValueError, sigma=0),
+            bad("score_threshold", ValueError, score_threshold=-1),
+        ],
+        rare=[
+            {"boxes": BOXES[:1].repeat(12, 0), "idxs": PAST_INT64},
+            {"boxes": NO_ROWS, "scores": NO_ROWS, "idxs": NO_ROWS},
+            {"sigma": 1e-30},
+            {"sigma": 1e300},
+        ],
+        rounded=True,
+    ),
 }
 
 
@@ -126,6 +164,8 @@ def cases(rng: np.random.Generator) -> Iterator[Case]:
         for method in ("linear", "gaussian"):
             if len(boxes) < 1000:
                 yield case("soft_nms", f"{tag} {method}", boxes, scores, method=method)
+                for groups_tag, some in (("", groups), (" one group", groups * 0)):
+                    yield case("matrix_nms", f"{tag} {method}{groups_tag}", boxes, scores, some, method=method)
 
     usual = (0.3, 0.45, 0.5, 0.7)
     for tag, boxes in [*box_sets(rng), ("nonfinite", nonfinite(rng)), ("extremes", extremes(rng))]:
@@ -189,3 +229,38 @@ def test_soft_nms_by_hand():
     np.testing.assert_allclose(scores, [0.9, 0.5, 0.4])
     _, scores = ops.soft_nms(boxes, np.array([0.9, 0.8, 0.5]), method="gaussian", sigma=0.5)
     np.testing.assert_allclose(scores, [0.9, 0.5, 0.8 * np.exp(-0.5)])
+
+
+def test_matrix_nms_by_hand():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4], [50, 50, 60, 60]], np.float64)
+    scores = np.array([0.9, 0.8, 0.7, 0.6])  # IoU of the first three: 0.5, 0.4 and, of the last two, 0.8
+    keep, lowered = ops.matrix_nms(boxes, scores, [7, 7, 7, 7], method="linear")
+    assert keep.tolist() == [0, 3, 1, 2]
+    np.testing.assert_allclose(lowered, [0.9, 0.6, 0.8 * 0.5, 0.7 * 0.2 / 0.5])
+    keep, lowered = ops.matrix_nms(boxes, scores, [7, 7, 7, 7], method="gaussian", sigma=0.5)
+    assert keep.tolist() == [0, 3, 1, 2]
+    np.testing.assert_allclose(lowered, [0.9, 0.6, 0.8 * np.exp(-0.5), 0.7 * np.exp((0.25 - 0.64) / 0.5)])
+    keep, lowered = ops.matrix_nms(boxes, scores, [7, 7, 8, 7], method="linear", score_threshold=0.4)
+    assert (keep.tolist(), lowered.tolist()) == ([0, 2, 3], [0.9, 0.7, 0.6])  # 0.4 is not greater than 0.4
+
+
+@pytest.mark.parametrize("backend", available_backends())
+def test_matrix_nms_repeated_boxes_decay_nothing_more(backend):
+    boxes = np.array([[0, 0, 10, 10]] * 3 + [[0, 0, 10, 5]], np.float32)
+    scores = np.array([0.9, 0.8, 0.7, 0.6], np.float32)
+    with use_backend(backend):
+        keep, lowered = ops.matrix_nms(boxes, scores, [0] * 4, method="linear", score_threshold=0)
+        assert (keep.tolist(), lowered.tolist()) == ([0, 3], [scores[0], scores[3] / 2])
+        keep, lowered = ops.matrix_nms(boxes, scores, [0] * 4, sigma=1e-30, score_threshold=0)
+        assert (keep.tolist(), lowered.tolist()) == ([0], [scores[0]])
+
+
+@pytest.mark.parametrize("backend", available_backends())
+def test_matrix_nms_linear_is_bit_for_bit(backend):
+    for each in cases(np.random.default_rng(2)):
+        if each.operator == "matrix_nms" and each.options["method"] == "linear":
+            with use_backend("reference"):
+                ref = each.call()
+            with use_backend(backend):
+                for r, c in zip(ref, each.call(), strict=True):
+                    np.testing.assert_array_equal(r, c, each.name)

@@ -169,6 +169,8 @@ def _nms(rng: np.random.Generator) -> Iterator[HardCase]:
                         # Tied scores that decay alike are put in order by last bits.
                         steady = method == "linear" and score_tag.startswith("both")
                         yield HardCase("soft_nms", f"{name} {method}", call, steady=steady)
+                        call = partial(ops.matrix_nms, b, s, groups, method=method)
+                        yield HardCase("matrix_nms", f"{name} {method}", call, steady=method == "linear")
 
 
 def _matching(rng: np.random.Generator) -> Iterator[HardCase]:

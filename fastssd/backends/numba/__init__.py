@@ -15,7 +15,7 @@ from fastssd.backends.numba.iou import (
 from fastssd.backends.numba.matching import assign_targets, match_anchors
 from fastssd.backends.numba.mining import mine_hard_negatives
 from fastssd.backends.numba.multibox import multibox_cross_entropy, multibox_cross_entropy_gradient
-from fastssd.backends.numba.nms import batched_nms, nms, soft_nms
+from fastssd.backends.numba.nms import batched_nms, matrix_nms, nms, soft_nms
 from fastssd.backends.numba.postprocess import postprocess_detections
 
 for _name in OPERATORS:

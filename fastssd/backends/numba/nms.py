@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssd.backends.codes import SOFT_NMS_METHODS, Bool, Float, Int
-from fastssd.backends.numba._interrupt import WORK
+from fastssd.backends.numba._interrupt import WORK, interrupted
 from fastssd.backends.numba._jit import jit
 from fastssd.backends.numba._math import bits_of, descending_keys, exp, ordered, round_down
 from fastssd.backends.numba._sort import sort_by
@@ -477,6 +477,67 @@ def _soften(
     return count, n if highest > ordered(gone) else 0
 
 
+# --- matrix NMS ------------------------------------------------------------------------------------------------------
+
+
+@jit
+def _sweep(
+    box: Any,
+    x1: Float,
+    y1: Float,
+    x2: Float,
+    y2: Float,
+    area: Float,
+    linear: bool,
+    before: Any,
+    highest: Any,
+    least: Any,
+) -> None:
+    """Raise `highest` to the IoU with the box, and lower `least` to the quotient that decays by it.
+
+    Where `before`, the box's own highest IoU, is 1, the linear quotient is infinite or NaN, and neither is less.
+    """
+    ax1, ay1, ax2, ay2, a_area = box
+    zero, one = least.dtype.type(0), least.dtype.type(1)
+    if linear:
+        for j in range(len(x1)):
+            inter = overlap(ax1, ay1, ax2, ay2, x1[j], y1[j], x2[j], y2[j], zero)
+            iou = ratio(inter, a_area + area[j] - inter, zero)
+            quotient = (one - iou) / (one - before)
+            least[j] = quotient if quotient < least[j] else least[j]
+            highest[j] = iou if iou > highest[j] else highest[j]
+    else:
+        for j in range(len(x1)):
+            inter = overlap(ax1, ay1, ax2, ay2, x1[j], y1[j], x2[j], y2[j], zero)
+            iou = ratio(inter, a_area + area[j] - inter, zero)
+            exponent = before * before - iou * iou
+            least[j] = exponent if exponent < least[j] else least[j]
+            highest[j] = iou if iou > highest[j] else highest[j]
+
+
+@jit
+def _least_quotients(live: Float, starts: Int, linear: bool) -> Float:
+    """Of each box the factor of its score, or for gaussian decay its logarithm times sigma."""
+    n, work = live.shape[1], np.int64(0)
+    x1, y1, x2, y2, area = live[0], live[1], live[2], live[3], live[4]
+    highest, least = np.zeros(n, live.dtype), np.full(n, live.dtype.type(linear))
+    for group in range(len(starts) - 1):
+        stop = starts[group + 1]
+        for i in range(starts[group], stop):
+            j = i + 1
+            box = x1[i], y1[i], x2[i], y2[i], area[i]
+            _sweep(
+                box, x1[j:stop], y1[j:stop], x2[j:stop], y2[j:stop], area[j:stop],
+                linear, highest[i], highest[j:stop], least[j:stop],
+            )  # fmt: skip
+            work += 4 * (stop - i)
+            if work > WORK:
+                if interrupted():
+                    return least
+                work = np.int64(0)
+    return least
+
+
 # --- the operators ---------------------------------------------------------------------------------------------------
 
 
@@ -576,3 +637,27 @@ def soft_nms(
     while left:
         count, left = _soften(live, current[:left], index, linear, limits, count, keep, kept_scores)
     return count
+
+
+def matrix_nms(
+    boxes: Float,
+    scores: Float,
+    idxs: Int,
+    method: int,
+    sigma: float,
+    score_threshold: float,
+    keep: Int,
+    kept_scores: Float,
+) -> int:
+    linear, dtype = method == SOFT_NMS_METHODS["linear"], boxes.dtype
+    lowest, order = round_down(score_threshold, dtype), _by_score(boxes, scores)
+    current = scores[order]
+    order, current = order[current > lowest], current[current > lowest]
+    ranks, starts = _by_group(idxs, order)
+    least = _least_quotients(_gather(boxes, order, ranks, 0.0), starts, linear)
+    with np.errstate(all="ignore"):
+        current[ranks] *= least if linear else np.exp(least / dtype.type(sigma))
+    order, current = order[current > lowest], current[current > lowest]
+    best = np.lexsort((order, -current))
+    keep[: len(best)], kept_scores[: len(best)] = order[best], current[best]
+    return len(best)

@@ -18,7 +18,7 @@ from fastssd.backends.reference.iou import (
 from fastssd.backends.reference.matching import assign_targets, match_anchors
 from fastssd.backends.reference.mining import mine_hard_negatives
 from fastssd.backends.reference.multibox import multibox_cross_entropy, multibox_cross_entropy_gradient
-from fastssd.backends.reference.nms import batched_nms, nms, soft_nms
+from fastssd.backends.reference.nms import batched_nms, matrix_nms, nms, soft_nms
 from fastssd.backends.reference.postprocess import postprocess_detections
 
 
@@ -50,4 +50,5 @@ class Backend(Protocol):
     nms = staticmethod(nms)
     batched_nms = staticmethod(batched_nms)
     soft_nms = staticmethod(soft_nms)
+    matrix_nms = staticmethod(matrix_nms)
     postprocess_detections = staticmethod(postprocess_detections)

@@ -1,4 +1,4 @@
-"""Non-maximum suppression, hard and soft: the definition (docs/contract.md, NMS)."""
+"""Non-maximum suppression, hard, soft and by matrix: the definition (docs/contract.md, NMS)."""
 
 from __future__ import annotations
 
@@ -75,3 +75,46 @@ def soft_nms(
                 decay = np.exp(-(iou * iou) / scores.dtype.type(sigma))
             current = current * decay
         left, current = np.delete(left, best), np.delete(current, best)
+
+
+def matrix_decay(boxes: Float, method: int, sigma: float) -> Float:
+    """boxes [N, 4], best first: each score's factor, the least f(IoU with i) / f(highest IoU of i) of all i before."""
+    one = boxes.dtype.type(1)
+    decay, highest = np.ones(len(boxes), boxes.dtype), np.zeros(len(boxes), boxes.dtype)
+    for i in range(len(boxes)):
+        iou = iou_and_union(boxes[i], boxes[i + 1 :])[0]
+        with np.errstate(all="ignore"):
+            if method == SOFT_NMS_METHODS["gaussian"]:
+                quotient = np.exp((highest[i] * highest[i] - iou * iou) / boxes.dtype.type(sigma))
+            elif highest[i] < 1:
+                quotient = (one - iou) / (one - highest[i])
+            else:  # i repeats an earlier box, which decays the rest
+                quotient = np.full_like(iou, np.inf)
+        decay[i + 1 :] = np.minimum(decay[i + 1 :], quotient)
+        highest[i + 1 :] = np.maximum(highest[i + 1 :], iou)
+    return decay
+
+
+def matrix_nms(
+    boxes: Float,
+    scores: Float,
+    idxs: Int,
+    method: int,
+    sigma: float,
+    score_threshold: float,
+    keep: Int,
+    kept_scores: Float,
+) -> int:
+    """boxes [N, 4], scores [N], idxs [N]; keep [N] and kept_scores [N] by descending new score. Returns how many."""
+    candidates = usable(boxes, scores)
+    candidates = candidates[scores[candidates].astype(np.float64) > score_threshold]
+    candidates = candidates[np.argsort(-scores[candidates], kind="stable")]
+    lowered = scores.copy()
+    for group in np.unique(idxs[candidates]):
+        members = candidates[idxs[candidates] == group]
+        with np.errstate(invalid="ignore"):  # infinity times 0
+            lowered[members] *= matrix_decay(boxes[members], method, sigma)
+    kept = np.sort(candidates[lowered[candidates].astype(np.float64) > score_threshold])
+    kept = kept[np.argsort(-lowered[kept], kind="stable")]
+    keep[: len(kept)], kept_scores[: len(kept)] = kept, lowered[kept]
+    return len(kept)
