@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import sys
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 DEMO_IMAGES, DEMO_QUICK_IMAGES = 600, 10
 DEMO_EPOCHS, DEMO_BATCH = 8, 4  # small batches: many steps in little time
-DEMO_MINUTES = 4.5  # a slow machine trains for as many epochs as fit
+DEMO_MINUTES, DEMO_LEAST_EPOCHS = 4.5, 4  # a slow machine trains for as many epochs as fit, but for these
 DEMO_MOSAIC, DEMO_CLOSE_MOSAIC = 0.6, 2  # four times the objects in the time of one image; whole images at the end
 DEMO_BACKGROUND = 0.4  # anchors that nearly match are neither positive nor background
 TRAINING, LOSS, AUGMENTATION, HARDWARE = "Training", "Matching and losses", "Augmentation", "Hardware"
@@ -94,7 +95,7 @@ def demo(
     config = replace(config, preset=fitted(config, train_data))
     if minutes or not (epochs or quick):
         fitting = epochs_in(60 * (minutes or DEMO_MINUTES), config, train_data)
-        config = replace(config, epochs=fitting if minutes else min(DEMO_EPOCHS, fitting))
+        config = replace(config, epochs=fitting if minutes else min(DEMO_EPOCHS, max(fitting, DEMO_LEAST_EPOCHS)))
     say(
         f"training on {len(train_data)} generated images with {', '.join(train_data.class_names)} for {config.epochs} "
         f"epochs, evaluating on {len(eval_data)} others"
@@ -342,14 +343,13 @@ def epochs_in(seconds: float, config: TrainConfig, data: DetectionDataset) -> in
     model = build_model(config.model, len(data.class_names)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.rand(config.batch_size, 3, model.preset.image_size, model.preset.image_size)
     images = images.contiguous(memory_format=torch.channels_last)
-    started = 0.0
-    for step in range(8):
-        if step == 2:  # the first ones warm up
-            started = time.perf_counter()
+    step_seconds = math.inf  # the fastest step: the machine may be busy with something else for a moment
+    for _ in range(10):
+        started = time.perf_counter()
         logits, deltas = model(images)
         (logits.mean() + deltas.mean()).backward()
-    step_seconds = (time.perf_counter() - started) / 6
-    overhead = 1.3  # data, targets, loss, optimiser and the evaluation of each epoch
+        step_seconds = min(step_seconds, time.perf_counter() - started)
+    overhead = 1.1  # data, targets, loss, optimiser and the evaluation of each epoch, against the fastest step
     return max(1, round(seconds / (overhead * step_seconds * len(data) / config.batch_size)))
 
 
