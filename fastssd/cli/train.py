@@ -350,7 +350,7 @@ def epochs_in(seconds: float, config: TrainConfig, data: DetectionDataset) -> in
         (logits.mean() + deltas.mean()).backward()
         step_seconds = min(step_seconds, time.perf_counter() - started)
     overhead = 1.1  # data, targets, loss, optimiser and the evaluation of each epoch, against the fastest step
-    return max(1, round(seconds / (overhead * step_seconds * len(data) / config.batch_size)))
+    return max(1, int(seconds / (overhead * step_seconds * len(data) / config.batch_size)))
 
 
 def report(result: RunResult, as_json: bool, again: Sequence[str], left_out: Sequence[Problem] = ()) -> None:
