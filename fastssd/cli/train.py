@@ -349,7 +349,7 @@ def epochs_in(seconds: float, config: TrainConfig, data: DetectionDataset) -> in
         logits, deltas = model(images)
         (logits.mean() + deltas.mean()).backward()
         step_seconds = min(step_seconds, time.perf_counter() - started)
-    overhead = 1.1  # data, targets, loss, optimiser and the evaluation of each epoch, against the fastest step
+    overhead = 1.3  # data, targets, loss, optimiser and the evaluation of each epoch, against the fastest step
     return max(1, int(seconds / (overhead * step_seconds * len(data) / config.batch_size)))
 
 
