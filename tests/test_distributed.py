@@ -245,7 +245,7 @@ def test_strangers_are_sent_away_and_disturb_nobody(ranks):
     def come(port):
         """Before the second process does."""
         place.append(("127.0.0.1", port))
-        for words in ([], [b"x" * 32], [b"x" * 5000], [b"x", b"y" * 31], [b"."]):
+        for words in ([], [b"x" * 64], [b"x" * 5000], [b"x", b"y" * 63], [b"."]):
             stranger = socket.create_connection(("127.0.0.1", port), timeout=HANGS)
             for word in words:
                 with contextlib.suppress(OSError):  # it may be sent away already
@@ -276,6 +276,24 @@ def test_processes_of_several_machines_find_each_other_by_the_key_alone(ranks, k
     first, second = meet(num_nodes=2, keys=keys)
     assert len(first._connections) == len(second._connections) == found
     assert ended.empty()
+
+
+def test_a_recorded_answer_does_not_pass_for_the_first_process():
+    key, number, earlier = b"k" * 32, b"n" * together.SIZE, b"e" * together.SIZE
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def pretend():
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(number)
+                connection.recv(2 * together.SIZE, socket.MSG_WAITALL)
+                connection.sendall(together._proof(key, b"welcome", number + earlier))
+
+        thread = threading.Thread(target=pretend, daemon=True)
+        thread.start()
+        with pytest.raises(ConnectionRefusedError):
+            together._admitted(listener.getsockname(), key)
+        thread.join(HANGS)
 
 
 def test_without_a_key_nothing_listens_for_other_machines(ranks):

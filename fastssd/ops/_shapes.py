@@ -45,8 +45,7 @@ class Spec:
             raise self._misfit(shape, dims, sizes)
         if self._lead is not None:
             self._bind_lead(self._lead, shape, start, sizes)
-        if self.kind in ("int", "bool"):
-            self._check_kind(array, shape)
+        self._check_kind(array, shape)
 
     def _bind_letter(self, dim: str, length: Any, sizes: Sizes) -> bool:
         if dim.endswith("+"):
@@ -84,7 +83,7 @@ class Spec:
 
     def _misfit(self, shape: Any, dims: Sequence[Any], sizes: Sizes) -> ValueError:
         lead = [] if self._lead is None else [self._lead]
-        expected = ", ".join(str(dim).replace("+", " >= 1") for dim in (*lead, *dims))
+        expected = ", ".join(str(dim).replace("+", " >= 1").removesuffix("?") for dim in (*lead, *dims))
         known = ", ".join(f"{dim} = {sizes[dim]}" for dim in dims if sizes.get(dim) is not None)
         return ValueError(
             f"{self.name}: expected shape [{expected}]{f' with {known}' if known else ''}, got {list(shape)}"
@@ -92,6 +91,8 @@ class Spec:
 
     def _check_kind(self, array: Any, shape: Any) -> None:
         kind = array.dtype.kind if isinstance(array, ndarray) else _torch_kind(array)
+        if kind == "c":
+            raise TypeError(f"{self.name}: expected real numbers, got dtype {array.dtype}")
         if self.kind == "bool" and kind != "b":
             raise TypeError(f"{self.name}: expected bool, got dtype {array.dtype}")
         if self.kind == "int" and kind not in "iu" and not any(_is_zero(length) for length in shape):
@@ -103,7 +104,10 @@ def _is_zero(length: Any) -> bool:
 
 
 def _torch_kind(tensor: Any) -> str:
-    if tensor.is_floating_point() or tensor.is_complex():
+    """As ``dtype.kind`` of NumPy."""
+    if tensor.is_complex():
+        return "c"
+    if tensor.is_floating_point():
         return "f"
     return "b" if tensor.dtype is sys.modules["torch"].bool else "i"
 

@@ -126,7 +126,7 @@ def assign_targets(
     return Targets(truth.result(labels), truth.result(deltas), truth.result(gt_idx))
 
 
-_MOST_SHARED_BYTES = 1 << 24  # as in csrc/bindings/operand.h
+_MOST_SHARED_BYTES = 1 << 24  # as in csrc/bindings/direct/operand.h
 
 
 def _empty(shape: tuple[int, int], *kinds: tuple[Any, int]) -> list[NDArray[Any]]:

@@ -55,7 +55,7 @@ def batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float, 
         TypeError, ValueError: wrong shapes, lengths or threshold.
 
     Source:
-        ``torchvision.ops.batched_nms``; per group whatever the coordinates, where torchvision shifts groups apart and
+        ``torchvision.ops.batched_nms``. Here groups are separate for all coordinates; torchvision shifts them apart and
         loses bits by it.
     """
     boxes, scores = _promoted(boxes, scores, nonfinite)
@@ -83,7 +83,7 @@ def soft_nms(
             ``exp(-iou**2 / sigma)``.
         iou_threshold: in [0, 1], for ``"linear"``.
         sigma: > 0, for ``"gaussian"``.
-        score_threshold: a box leaves once its score is not greater than this.
+        score_threshold: a box is removed when its score is not greater than this.
 
     Returns:
         :class:`SoftDetections`: (keep, scores).
@@ -115,14 +115,14 @@ def matrix_nms(
     score_threshold: float = 0.05,
     nonfinite: str = "drop",
 ) -> SoftDetections:
-    """NMS that lowers all scores at once: by the IoU with each better box, less where that box is suppressed itself.
+    """NMS that lowers all scores at once: by the IoU with each better box, and less if that box is suppressed itself.
 
     Args:
         boxes, scores, nonfinite: as in :func:`nms`.
         idxs: as in :func:`batched_nms`; only boxes of the same group lower each other's scores.
         method: how a score decays with the IoU: ``"linear"`` as ``1 - iou``, ``"gaussian"`` as
             ``exp(-iou**2 / sigma)``.
-        sigma: > 0, for ``"gaussian"``; the authors' code and mmdetection call 1 / sigma so, and take 2.
+        sigma: > 0, for ``"gaussian"``. It is 1 / sigma of the authors' code and of mmdetection, whose default is 2.
         score_threshold: in [0, 1]; boxes whose lowered score is not greater than this are left out.
 
     Returns:
@@ -132,7 +132,7 @@ def matrix_nms(
         TypeError, ValueError: wrong shapes, lengths, threshold or method.
 
     Source:
-        SOLOv2, arXiv:2003.10152, "Matrix NMS"; there of masks.
+        SOLOv2, arXiv:2003.10152, "Matrix NMS", which uses the IoU of masks.
     """
     boxes, scores = _promoted(boxes, scores, nonfinite)
     keep, kept_scores = np.empty(len(boxes), np.int64), np.empty(len(boxes), boxes.dtype)

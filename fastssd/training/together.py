@@ -1,14 +1,15 @@
 """The processes of a distributed run end together: when one is killed, the others do not wait for it for ever.
 
-Who may connect. On one machine the first process listens at 127.0.0.1, and the key that the others prove to have is a
-random one, which torch's process group carries inside of the machine. Between machines the process group is neither
-encrypted nor authenticated (PyTorch's security policy says so; torchrun gives no secret), so a key that came over it
-would be no secret, and nothing that a stranger does not have could be made of it. There the key is the content of the
-file that the environment variable FASTSSD_KEY_FILE names on each machine, and the first process listens at the
-rendezvous address only. Without such a file it does not listen, says so, and the run goes on without this watch.
+Who may connect. On one machine the first process listens at 127.0.0.1, and the key is random; torch's process group
+carries it, inside the machine. Between machines the process group is neither encrypted nor authenticated (PyTorch's
+security policy says so; torchrun gives no secret), so a key that is sent over it would not be secret. There the key is
+the content of a file, which the environment variable FASTSSD_KEY_FILE names on each machine, and the first process
+listens at the rendezvous address only. Without such a file it does not listen, says so, and the run continues without
+this watch.
 
-The key is never sent. Each side shows by an HMAC of a random challenge that it has the key, as in
-``multiprocessing.connection``; that one waits without limit for a stranger who says nothing, so it is not used here.
+The key is never sent. Each side chooses a random number, and proves by an HMAC of both numbers that it has the key; so
+an answer of an earlier run proves nothing. ``multiprocessing.connection`` does the same, but it waits without limit for
+a stranger that says nothing, so it is not used here.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PATIENCE = 60.0  # seconds for the first process to answer, also on a busy machi
 GOODBYE = b"."
 KEY_FILE = "FASTSSD_KEY_FILE"
 SHORTEST_KEY = 16  # bytes: a shorter one can be guessed from a handshake that somebody listened to
-SIZE = 32  # bytes of a challenge, and of an answer to one
+SIZE = 32  # bytes of a random number, and of a proof
 STRANGERS = 64  # connections that have shown no key yet, at most, besides those of the run's processes
 
 _open: set[socket.socket] = set()
@@ -61,7 +62,7 @@ class EndTogether(L.Callback):
         self._expected = 0  # processes that have not come to the listener yet
         self._done = threading.Event()
         self._connections: set[socket.socket] = set()
-        self._strangers: dict[socket.socket, tuple[bytes, bytes]] = {}  # challenge, and what came of the answer
+        self._strangers: dict[socket.socket, tuple[bytes, bytes]] = {}  # our number, and what came of the answer
         self._selector = selectors.DefaultSelector()
         self._key = b""
 
@@ -141,37 +142,38 @@ class EndTogether(L.Callback):
                     return
 
     def _accept(self, listener: socket.socket) -> None:
-        """Give a challenge. This never waits: a stranger must not keep the watch from a process that dies."""
-        challenge = secrets.token_bytes(SIZE)
+        """Send a random number. This never waits: a stranger must not keep the watch from a process that dies."""
+        number = secrets.token_bytes(SIZE)
         try:
             connection, _ = listener.accept()
         except OSError:  # it left before
             return
         try:
             connection.setblocking(False)
-            connection.send(challenge)
+            connection.send(number)
         except OSError:
             connection.close()
             return
-        self._strangers[connection] = challenge, b""
+        self._strangers[connection] = number, b""
         self._watch(connection)
         if len(self._strangers) > self._expected + STRANGERS:
             self._forget(next(iter(self._strangers)))  # a process of the run answers at once, so it is not the oldest
 
     def _examine(self, connection: socket.socket, listener: Any) -> None:
         """Take in a process of this run, by its answer; anyone else is sent away."""
-        challenge, answer = self._strangers[connection]
+        number, answer = self._strangers[connection]
         try:
-            part = connection.recv(SIZE - len(answer))
+            part = connection.recv(2 * SIZE - len(answer))
             answer += part
-            self._strangers[connection] = challenge, answer
-            if part and len(answer) < SIZE:
+            self._strangers[connection] = number, answer
+            if part and len(answer) < 2 * SIZE:
                 return
-            if not hmac.compare_digest(answer, _answer(self._key, b"join", challenge)):
+            numbers = number + answer[:SIZE]
+            if not hmac.compare_digest(answer[SIZE:], _proof(self._key, b"join", numbers)):
                 self._forget(connection)
                 return
             connection.setblocking(True)
-            connection.sendall(_answer(self._key, b"welcome", challenge))
+            connection.sendall(_proof(self._key, b"welcome", numbers))
         except BlockingIOError:  # nothing there after all
             return
         except OSError:
@@ -201,7 +203,7 @@ def _say(text: str) -> None:
 
 
 def _resolved(name: str) -> str:
-    """The address of a machine; its name where it has none."""
+    """The address of a machine; its name if it has no address."""
     try:
         return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:
@@ -209,7 +211,7 @@ def _resolved(name: str) -> str:
 
 
 def _key_of_file() -> bytes:
-    """The content of the key file, without white space around it; nothing where it cannot serve."""
+    """The content of the key file, without white space around it; nothing if it cannot be used."""
     name = os.environ.get(KEY_FILE)
     if not name:
         return b""
@@ -240,9 +242,10 @@ def _admitted(address: tuple[str, int], key: bytes) -> socket.socket:
     """
     connection = socket.create_connection(address, timeout=PATIENCE)
     try:
-        challenge = _receive(connection)
-        connection.sendall(_answer(key, b"join", challenge))
-        if not hmac.compare_digest(_receive(connection), _answer(key, b"welcome", challenge)):
+        own = secrets.token_bytes(SIZE)
+        numbers = _receive(connection) + own
+        connection.sendall(own + _proof(key, b"join", numbers))
+        if not hmac.compare_digest(_receive(connection), _proof(key, b"welcome", numbers)):
             raise ConnectionRefusedError("it has another key")
         connection.settimeout(None)
     except BaseException:
@@ -251,12 +254,12 @@ def _admitted(address: tuple[str, int], key: bytes) -> socket.socket:
     return connection
 
 
-def _answer(key: bytes, word: bytes, challenge: bytes) -> bytes:
-    return hmac.digest(key, word + challenge, "sha256")
+def _proof(key: bytes, word: bytes, numbers: bytes) -> bytes:
+    return hmac.digest(key, word + numbers, "sha256")
 
 
 def _receive(connection: socket.socket) -> bytes:
-    """So many bytes as a challenge and an answer have, fewer only at the end of the connection."""
+    """A random number or a proof; fewer bytes only at the end of the connection."""
     data = b""
     while len(data) < SIZE and (part := connection.recv(SIZE - len(data))):
         data += part

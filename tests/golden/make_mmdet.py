@@ -105,8 +105,7 @@ def main() -> None:
     for i, options in enumerate(NMS):
         out[f"nms.{i}.dets"], out[f"nms.{i}.keep"] = mmcv.nms(crowd, scores, **options)
     for i, options in enumerate(SOFT_NMS):
-        for kind, values in (("scores", scores), ("tied scores", ties)):
-            out[f"soft.{i}.{kind}.dets"], out[f"soft.{i}.{kind}.keep"] = mmcv.soft_nms(crowd, values, **options)
+        out[f"soft.{i}.scores.dets"], out[f"soft.{i}.scores.keep"] = mmcv.soft_nms(crowd, scores, **options)
     for i, options in enumerate(BATCHED):
         out[f"batched.{i}.dets"], out[f"batched.{i}.keep"] = mmcv.batched_nms(crowd, scores, classes, options)
     groups = mmcv.nms_match(torch.cat([crowd, scores[:, None]], 1), 0.5)

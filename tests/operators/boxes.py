@@ -24,8 +24,8 @@ HALF = BOXES.astype(np.float16)
 EXAMPLES = {
     "box_area": Examples(
         samples=[{"boxes": BOXES}, {"boxes": BOXES.reshape(3, 4, 4)}, {"boxes": BOXES[:0]}, {"boxes": HALF}],
-        bad=[bad("boxes", ValueError, boxes=BOXES[:, :3])],
-        rare=[{"boxes": NO_ROWS}, {"boxes": BOXES + 1j}],
+        bad=[bad("boxes", ValueError, boxes=BOXES[:, :3]), bad("boxes", TypeError, boxes=BOXES + 1j)],
+        rare=[{"boxes": NO_ROWS}],
         gradients=("boxes",),
         mapped=("boxes",),
     ),

@@ -61,8 +61,9 @@ def _padded_truth(arrays: dict[str, Any], device: torch.device | None) -> dict[s
     arrays = dict(arrays)
     boxes = [_tensor("gt_boxes", each) for each in arrays["gt_boxes"]]
     for image, each in enumerate(boxes):
-        checks.check_shape(f"gt_boxes[{image}]", each, ("G", 4))
+        Spec(f"gt_boxes[{image}]", "float", ("G", "4")).bind(each, {})
     anchors = arrays["anchors"] = _tensor("anchors", arrays["anchors"]).to(device or "cpu")
+    Spec("anchors", "float", ("A", "4")).bind(anchors, {})
     device = next((each.device for each in arrays["gt_boxes"] if isinstance(each, Tensor)), anchors.device)
     dtype = float_dtype(anchors, *boxes)
     arrays["gt_boxes"] = _padded([each.to(device, dtype) for each in boxes], (4,), dtype, device)

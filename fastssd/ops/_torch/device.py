@@ -116,14 +116,11 @@ def _encode_boxes(boxes: Tensor, anchors: Tensor, variances: Sequence[float]) ->
 def _assign_targets(
     anchors: Tensor, gt_boxes: Tensor, gt_labels: Tensor, gt_counts: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    *matching, variances = options
-    assign = by_kernel(REGISTRY["assign_targets"])
-    # On the CPU all is matched and checked. 4 bytes an anchor go up; labels and deltas would be 24 more.
-    on_cpu_too = (on_cpu(anchors), gt_boxes.cpu(), gt_labels.cpu(), None if gt_counts is None else gt_counts.cpu())
-    gt_idx = _on_device(assign(*on_cpu_too, *matching, variances)[2].numpy(), anchors.device)
+    found = by_kernel(REGISTRY["assign_targets"])(on_cpu(anchors), gt_boxes, gt_labels, gt_counts, *options)
+    gt_idx = _on_device(found[2].numpy(), anchors.device)  # 4 bytes an anchor go up; labels and deltas would be 24 more
     anchors, gt_boxes = promote(anchors, gt_boxes.to(anchors.device))
     labels, deltas = formulas.gather_targets(
-        anchors, gt_boxes, gt_labels.to(anchors.device, torch.int64), gt_idx, variances
+        anchors, gt_boxes, gt_labels.to(anchors.device, torch.int64), gt_idx, options[-1]
     )
     return labels, deltas, gt_idx
 
