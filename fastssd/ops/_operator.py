@@ -112,13 +112,15 @@ class Operator:
 
     def checked(self, options: Sequence[Any]) -> list[Any]:
         """The options, checked, each as a plain number, string or tuple. Trailing ones may be left out."""
-        names = self.options[: len(options)]
+        if not options:
+            return []
         found = [
             value if value is default else check(name, value)
-            for name, check, default, value in zip(names, self._checks, self._defaults, options, strict=False)
+            for name, check, default, value in zip(self.options, self._checks, self._defaults, options, strict=False)
         ]
-        if "background_threshold" in names:
-            checks.check_order(found[names.index("background_threshold")], found[names.index("iou_threshold")])
+        if "background_threshold" in self.options[: len(options)]:
+            high, low = (found[self.options.index(name)] for name in ("iou_threshold", "background_threshold"))
+            checks.check_order(low, high)
         return found
 
     def complete(self, values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -159,10 +161,14 @@ class Operator:
 
     def run(self, arrays: Sequence[Any], options: Sequence[Any], given: Sequence[Any]) -> Any:
         """The core on `arrays`; tensors where one of `given` is one."""
-        if not self.lists and _kinds(arrays) not in self._fit:
-            arrays = self._fitting(arrays)
+        only_numpy = False
+        if not self.lists:
+            kinds = _kinds(arrays)
+            only_numpy = None not in kinds
+            if kinds not in self._fit:
+                arrays = self._fitting(arrays)
         found = self.core(*arrays, *options)
-        if not any(map(checks.is_tensor, given)):
+        if only_numpy or not any(map(checks.is_tensor, given)):
             return found
         to_tensor = sys.modules["torch"].from_numpy
         return to_tensor(found) if self.result is None else self.result(*map(to_tensor, found))

@@ -7,17 +7,17 @@
 // Microseconds of a call on 8 boxes, with the short way and with the long way only:
 //
 //                                    NumPy             torch
-//     box_iou                  0.88   17.39      3.17   23.69
-//     generalized_box_iou      0.90   17.40      3.13   26.32
-//     distance_box_iou         0.92   17.51      3.26   24.50
-//     complete_box_iou         1.35   18.13      3.46   24.47
-//     paired_box_iou           0.66   14.72      5.94   25.61
-//     match_anchors            4.22   68.89      6.40   93.72
-//     assign_targets           5.22  122.26     13.53  189.82
-//     encode_boxes             0.61   27.65      5.41  101.37
-//     decode_boxes             0.59   12.42      5.18   41.98
-//     nms                      0.63    8.06      5.32   33.12
-//     batched_nms              0.80   10.52      3.93   28.64
+//     box_iou                  0.55    9.64      3.12   24.55
+//     generalized_box_iou      0.98   15.00      3.19   24.90
+//     distance_box_iou         0.57   10.65      3.20   25.52
+//     complete_box_iou         0.81   10.75      3.42   26.03
+//     paired_box_iou           0.73   14.96      3.00   24.12
+//     match_anchors            4.02   71.49      6.05   80.59
+//     assign_targets           2.95   83.52      7.47  124.57
+//     encode_boxes             0.54   35.57      3.14   50.71
+//     decode_boxes             0.53   11.10      3.12   25.36
+//     nms                      0.65    9.17      3.23   25.95
+//     batched_nms              0.81   10.58      4.31   37.56
 //
 // This file: an argument of a short way, a NumPy array or a torch tensor, examined without Python code.
 #pragma once
