@@ -173,6 +173,7 @@ class EndTogether(L.Callback):
                 self._forget(connection)
                 return
             connection.setblocking(True)
+            self._connections.add(connection)  # before the other side can know that it has been taken in
             connection.sendall(_proof(self._key, b"welcome", numbers))
         except BlockingIOError:  # nothing there after all
             return
@@ -180,7 +181,6 @@ class EndTogether(L.Callback):
             self._forget(connection)
             return
         del self._strangers[connection]
-        self._connections.add(connection)
         self._expected -= 1
         if not self._expected:
             for other in (listener, *self._strangers):
